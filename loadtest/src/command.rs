@@ -16,6 +16,7 @@ use crate::error::{Error, Result, io_context};
 use crate::failover;
 use crate::load::MAX_CONNECTIONS;
 use crate::mock_tdx::{MAX_PLATFORMS, MockTdx};
+use crate::peers::workspace::Placement;
 use crate::peers::{PeerKind, fake_postgres, relay};
 use crate::progress::Progress;
 use crate::report::Report;
@@ -133,12 +134,12 @@ fn compare_command() -> Command {
         .about("Measure the sidecar and the other proxies in turn, and write the report")
         .arg(switch(
             "quick",
-            "Fewer and shorter measurements: about 3 minutes instead of 18",
+            "Fewer and shorter measurements: about 5 minutes instead of 35",
         ))
         .arg(flag(
             "rounds",
             "N",
-            "Number of rounds, each of which measures every arm [default: 7; 3 with --quick]",
+            "Number of rounds, each of which measures every arm [default: 5; 3 with --quick]",
         ))
         .arg(flag(
             "seconds",
@@ -168,11 +169,11 @@ fn compare_command() -> Command {
         .arg(flag(
             "parts",
             "PART,…",
-            "Parts to run: queries, bulk, connect, idle, growth, storm, verdicts [default: all]",
+            "Parts to run: queries, apart, open-loop, mixture, bulk, connect, idle, growth, storm, verdicts [default: all]",
         ))
         .arg(switch(
             "apart",
-            "Do not run Postgres and the load on the proxies' core",
+            "Keep Postgres and the load off the proxies' core in all parts",
         ))
         .arg(flag(
             "threads",
@@ -334,7 +335,10 @@ fn options(flags: &ArgMatches) -> Result<Options> {
         idle: number(flags, "idle", 10..=MAX_CONNECTIONS, defaults.idle)?,
         arms: arms(flags)?,
         parts: parts(flags)?,
-        apart: flags.get_flag("apart"),
+        placement: match flags.get_flag("apart") {
+            true => Placement::Apart,
+            false => Placement::Shared,
+        },
         threads: number(flags, "threads", 0..=256, defaults.threads)?,
         programs: path(flags, "programs"),
         clients,

@@ -4,6 +4,7 @@
 //! of a fake one ([`crate::peers::fake_postgres`]), and the report says so.
 
 mod cases;
+mod open_loop;
 mod options;
 mod preflight;
 mod run;
@@ -31,11 +32,11 @@ pub fn run(options: &Options, progress: &Progress) -> Result<Report> {
     if options.rounds == 0 || options.rounds > MAX_ROUNDS {
         return Err(Error::Usage(format!("rounds: must be 1 to {MAX_ROUNDS}")));
     }
-    let cores = Cores::assign(options.apart)?;
+    let cores = Cores::assign(options.placement)?;
     let busy = preflight::wait_until_idle(options.max_settle, progress)?;
-    let machine = Machine::current(cores.count, unix_now(), busy);
+    let machine = Machine::current(cores.usable.len(), unix_now(), busy);
     let threads = match options.threads {
-        0 => (cores.count / 2).max(1),
+        0 => (cores.usable.len() / 2).max(1),
         threads => threads,
     };
     progress.log("starting Postgres");
@@ -71,6 +72,9 @@ pub fn evaluate_targets(report: &mut Report) {
 fn run_parts(run: &mut Run<'_>) -> Result<()> {
     let peers = run.start_peers()?;
     run.run_part(Part::Queries, |run| run.queries(&peers))?;
+    run.run_part_apart(Part::Apart, |run| run.apart(&peers))?;
+    run.run_part_apart(Part::OpenLoop, |run| run.open_loop(&peers))?;
+    run.run_part_apart(Part::Mixture, |run| run.mixture(&peers))?;
     run.run_part(Part::Bulk, |run| run.bulk(&peers))?;
     run.run_part(Part::Connect, |run| run.connect(&peers))?;
     drop(peers);

@@ -21,6 +21,8 @@ pub enum QueryMode {
     Prepared,
     /// As [`QueryMode::Prepared`], pipelined with this depth.
     Pipelined(u16),
+    /// [`QueryMode::Prepared`], and a result of 1 MB as every 20th transaction.
+    Mixture,
     /// pgbench's default transaction (TPC-B-like): seven statements, three of them updates.
     TpcB,
 }
@@ -52,6 +54,7 @@ pub struct Step {
 /// The messages of one load.
 #[derive(Clone, Debug)]
 pub struct Script {
+    mode: QueryMode,
     /// Sent once on each connection, before the load starts.
     pub setup: Option<Step>,
     /// Transactions, each of one or more steps. Latency is measured per transaction.
@@ -65,20 +68,29 @@ impl Script {
         let mut rng = Rng(seed | 1);
         let accounts = ACCOUNTS * scale.max(1);
         let mut account = || rng.draw(accounts);
-        let setup = matches!(mode, QueryMode::Prepared | QueryMode::Pipelined(_)).then(|| {
+        let prepares = matches!(
+            mode,
+            QueryMode::Prepared | QueryMode::Pipelined(_) | QueryMode::Mixture
+        );
+        let setup = prepares.then(|| {
             let mut bytes = Vec::new();
             parse(&mut bytes, "s", SELECT);
             bytes.extend_from_slice(&SYNC);
             Step { bytes, ready: 1 }
         });
-        let transactions = (0..VARIANTS).map(|_| match mode {
+        let transactions = (0..VARIANTS).map(|number| match mode {
             QueryMode::Simple => vec![simple(&SELECT.replace("$1", &account().to_string()))],
             QueryMode::Extended => vec![extended(account())],
             QueryMode::Prepared => vec![prepared(1, &mut account)],
+            QueryMode::Mixture if number.is_multiple_of(LARGE_INTERVAL) => {
+                vec![simple(LARGE_RESULT)]
+            }
+            QueryMode::Mixture => vec![prepared(1, &mut account)],
             QueryMode::Pipelined(depth) => vec![prepared(depth, &mut account)],
             QueryMode::TpcB => tpcb(account(), scale),
         });
         Self {
+            mode,
             setup,
             transactions: transactions.collect(),
         }
@@ -91,6 +103,14 @@ impl Script {
         self.transactions.get(index).map_or(&[], Vec::as_slice)
     }
 
+    /// Returns whether the transaction for this number has a large result.
+    #[must_use]
+    pub fn is_large(&self, number: usize) -> bool {
+        let index = number.checked_rem(self.transactions.len()).unwrap_or(0);
+        let index = u32::try_from(index).unwrap_or(0);
+        self.mode == QueryMode::Mixture && index.is_multiple_of(LARGE_INTERVAL)
+    }
+
     /// Number of queries in a transaction, each of which yields one ReadyForQuery.
     #[must_use]
     pub fn queries(&self) -> usize {
@@ -98,6 +118,10 @@ impl Script {
     }
 }
 
+/// Every 20th transaction of a mixture has a large result.
+const LARGE_INTERVAL: u32 = 20;
+/// 1,000 rows with a text of 1,000 bytes, made without reading a table.
+const LARGE_RESULT: &str = "SELECT repeat('0123456789', 100) FROM generate_series(1, 1000)";
 const SELECT: &str = "SELECT abalance FROM pgbench_accounts WHERE aid = $1";
 
 fn simple(sql: &str) -> Step {
@@ -189,10 +213,25 @@ mod tests {
     }
 
     #[test]
+    fn a_twentieth_of_a_mixture_is_large() {
+        let mixture = Script::new(QueryMode::Mixture, 1, 3);
+        let large = |number: &usize| mixture.is_large(*number);
+        assert_eq!((0..1_000).filter(large).count(), 50);
+        for number in 0..2_000 {
+            let sent = &mixture.transaction(number)[0].bytes;
+            let has_rows = sent.windows(15).any(|text| text == b"generate_series");
+            assert_eq!(mixture.is_large(number), has_rows, "{number}");
+        }
+        let short = Script::new(QueryMode::Prepared, 1, 3);
+        assert!(!(0..100).any(|number| short.is_large(number)));
+    }
+
+    #[test]
     fn queries_of_a_transaction_are_counted() {
         let queries = |mode| Script::new(mode, 1, 1).queries();
         assert_eq!(queries(QueryMode::Prepared), 1);
         assert_eq!(queries(QueryMode::Pipelined(10)), 10);
         assert_eq!(queries(QueryMode::TpcB), 7);
+        assert_eq!(queries(QueryMode::Mixture), 1);
     }
 }

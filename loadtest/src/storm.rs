@@ -23,7 +23,7 @@ use crate::endpoint::Login;
 use crate::error::{Error, Result};
 use crate::load::query::{self, QueryLoad};
 use crate::mock_tdx::MockTdx;
-use crate::peers::workspace::{Cores, Workspace};
+use crate::peers::workspace::{Cores, Placement, Workspace};
 use crate::peers::{self, Peer, SidecarMode, fake_postgres};
 use crate::process_usage;
 use crate::progress::Progress;
@@ -84,8 +84,8 @@ pub struct Report {
 /// # Errors
 /// A process cannot be started, or the CPU cannot be limited. A refused client is counted.
 pub fn run(options: &Options, progress: &Progress) -> Result<Report> {
-    let cores = Cores::assign(false)?;
-    let all_cores = cores.count;
+    let cores = Cores::assign(Placement::Shared)?;
+    let all_cores = cores.usable.len();
     let mut workspace = Workspace::new(cores, options.programs.as_deref())?;
     workspace.tdx = MockTdx::with_platforms(options.platforms)?;
     let (_fake, upstream) = fake_postgres::start(&workspace)?;

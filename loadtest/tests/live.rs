@@ -20,7 +20,7 @@ use loadtest::compare::{self, Options, Part};
 use loadtest::endpoint::{Endpoint, Login, Opening};
 use loadtest::load::{bulk, connect, connection_storm, idle, query};
 use loadtest::peers::postgres::{Postgres, SCALE};
-use loadtest::peers::workspace::{Cores, Workspace};
+use loadtest::peers::workspace::{Cores, Placement, Workspace};
 use loadtest::peers::{self, Peer, PeerKind, SidecarMode};
 use loadtest::progress::Progress;
 use loadtest::report::Report;
@@ -66,7 +66,7 @@ impl Fixture {
         let serial = SERIAL
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let cores = Cores::assign(false).unwrap();
+        let cores = Cores::assign(Placement::Shared).unwrap();
         let workspace = Workspace::new(cores, Some(&programs())).unwrap();
         let postgres = Postgres::start(&workspace).unwrap();
         Self {
@@ -194,7 +194,62 @@ fn an_open_loop_keeps_its_rate_and_records_its_lateness() {
     };
     let flooded = flooded.run(&silent()).unwrap();
     assert!(flooded.unstarted > 1_000, "{}", flooded.unstarted);
+    let served = flooded.served(200_000.0);
+    assert!(served < 0.9, "{served}");
     assert!(flooded.latencies[0].percentile(99.0) > 20_000.0);
+}
+
+#[test]
+fn a_mixture_records_its_large_results_apart() {
+    let fixture = Fixture::new();
+    for kind in [PeerKind::Direct, PeerKind::Sidecar] {
+        let peer = fixture.peer(kind);
+        let load = query::QueryLoad {
+            mode: QueryMode::Mixture,
+            rate: Some(500.0),
+            ..query_load(&peer, 20)
+        };
+        let outcome = load.run(&silent()).unwrap();
+        let (short, large) = (outcome.latencies[0].count(), outcome.large.count());
+        assert!(large > 0 && large < short, "{kind}: {large} and {short}");
+        assert_eq!(outcome.queries + outcome.unstarted, short + large, "{kind}");
+    }
+}
+
+#[test]
+fn processes_move_between_placements() {
+    let fixture = Fixture::new();
+    let (cores, server) = (&fixture.workspace.cores, fixture.postgres.pid());
+    let count = |process| {
+        let process = nix::unistd::Pid::from_raw(process);
+        let set = nix::sched::sched_getaffinity(process).unwrap();
+        let is_set = |core: &usize| set.is_set(*core).unwrap();
+        (0..nix::sched::CpuSet::count()).filter(is_set).count()
+    };
+    let server_id = i32::try_from(server).unwrap();
+    let usable = cores.usable.len();
+    cores.place(Placement::Apart, server).unwrap();
+    let apart = usable.saturating_sub(1).max(1);
+    assert_eq!((count(0), count(server_id)), (apart, apart));
+    cores.place(Placement::Shared, server).unwrap();
+    assert_eq!((count(0), count(server_id)), (usable, usable));
+}
+
+#[test]
+fn the_baselines_accept_both_openings() {
+    let fixture = Fixture::new();
+    for kind in [PeerKind::MonoioBaseline, PeerKind::TokioBaseline] {
+        let peer = fixture.peer(kind);
+        for opening in [Opening::SslRequest, Opening::Direct] {
+            let endpoint = Endpoint::loopback(peer.endpoint.address, opening, None).unwrap();
+            let load = query::QueryLoad {
+                endpoint,
+                ..query_load(&peer, 2)
+            };
+            let outcome = load.run(&silent()).unwrap();
+            assert!(outcome.queries > 0, "{kind} {opening}");
+        }
+    }
 }
 
 #[test]
@@ -372,6 +427,13 @@ fn a_small_comparison_writes_a_report() {
     let expected = [
         "select-1",
         "select-16",
+        "apart-16",
+        "capacity-64",
+        "open-64-30",
+        "open-64-60",
+        "open-64-80",
+        "capacity-mixture",
+        "mixture",
         "copy-out",
         "copy-in",
         "handshake",

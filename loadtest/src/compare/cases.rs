@@ -25,6 +25,9 @@ const ROWS_IN_MIB: u32 = 1024;
 /// The reference arm without a network, see [`in_memory`].
 pub(super) const IN_MEMORY: &str = "rustls in memory";
 
+/// Ends the title of a case in which Postgres and the load keep off the proxy's core.
+pub(super) const DEDICATED: &str = ", dedicated core";
+
 /// The sidecar with `client_auth = password`.
 const PASSWORD: &str = "sidecar, password from clients";
 
@@ -54,16 +57,33 @@ const LOGIN: &[(&str, &str)] = &[
 
 impl Run<'_> {
     pub(super) fn queries(&mut self, peers: &[Peer]) -> Result<()> {
+        self.selects(peers, self.options.clients.clone(), "select", "")
+    }
+
+    /// The same with a dedicated core for the proxy. One client is left out: nothing competes for a
+    /// core while one query is in progress.
+    pub(super) fn apart(&mut self, peers: &[Peer]) -> Result<()> {
+        let several = self.options.clients.iter().filter(|clients| **clients > 1);
+        self.selects(peers, several.copied().collect(), "apart", DEDICATED)
+    }
+
+    fn selects(
+        &mut self,
+        peers: &[Peer],
+        numbers: Vec<usize>,
+        part: &str,
+        place: &str,
+    ) -> Result<()> {
         let (progress, threads) = (self.progress, self.threads);
-        for clients in self.options.clients.clone() {
+        for clients in numbers {
             let (word, parts) = match clients {
                 1 => ("client", SINGLE_CLIENT_SPLIT),
                 _ => ("clients", 1),
             };
             let rounds = self.options.rounds * usize::from(parts);
             let seconds = self.options.seconds / f64::from(parts);
-            let title = format!("SELECT, prepared, {clients} {word}");
-            let key = format!("select-{clients}");
+            let title = format!("SELECT, prepared, {clients} {word}{place}");
+            let key = format!("{part}-{clients}");
             let arms = arms(peers, clients == 1);
             self.measure_rounds(rounds, &key, &title, QUERY, &names(&arms), |index, _| {
                 let peer = arms.get(index).ok_or(Error::Stopped)?;
@@ -235,12 +255,12 @@ fn require_all_connected(outcome: connect::Outcome) -> Result<connect::Outcome> 
 }
 
 /// The arms that differ: a shard polls only for a `few` clients, and never in a stream.
-fn arms(peers: &[Peer], few: bool) -> Vec<&Peer> {
+pub(super) fn arms(peers: &[Peer], few: bool) -> Vec<&Peer> {
     let differs = |peer: &&Peer| few || peer.kind != PeerKind::SidecarNoPoll;
     peers.iter().filter(differs).collect()
 }
 
-fn names(peers: &[&Peer]) -> Vec<String> {
+pub(super) fn names(peers: &[&Peer]) -> Vec<String> {
     peers.iter().map(|peer| peer.kind.to_string()).collect()
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::peers::PeerKind;
+use crate::peers::workspace::Placement;
 
 /// Maximum rounds.
 pub const MAX_ROUNDS: usize = 100;
@@ -13,6 +14,9 @@ pub const MAX_ROUNDS: usize = 100;
 pub struct Options {
     /// Rounds over all arms.
     pub rounds: usize,
+    /// Connections of the open loops, with the rounds for each number: many connections take
+    /// longer to open than to measure.
+    pub open_loops: Vec<(usize, usize)>,
     /// Length of each measurement, in seconds.
     pub seconds: f64,
     /// Connections of the query loads.
@@ -31,8 +35,8 @@ pub struct Options {
     pub arms: Vec<PeerKind>,
     /// The parts to run.
     pub parts: Vec<Part>,
-    /// Do not run Postgres and the load on the proxies' core.
-    pub apart: bool,
+    /// Where Postgres and the load run, except in the parts that always have them apart.
+    pub placement: Placement,
     /// Threads of the load; 0 is one for every two cores.
     pub threads: usize,
     /// Maximum time to wait for an idle machine before the first round, and for virtual cores that
@@ -47,6 +51,12 @@ pub struct Options {
 pub enum Part {
     /// SELECT at several numbers of connections.
     Queries,
+    /// SELECT with Postgres and the load off the proxies' core.
+    Apart,
+    /// SELECT at fixed rates, with Postgres and the load off the proxies' core.
+    OpenLoop,
+    /// Short queries among large results, likewise.
+    Mixture,
     /// COPY out and in.
     Bulk,
     /// Handshakes and logins.
@@ -63,8 +73,11 @@ pub enum Part {
 
 impl Part {
     /// All parts, in the order in which they run.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::Queries,
+        Self::Apart,
+        Self::OpenLoop,
+        Self::Mixture,
         Self::Bulk,
         Self::Connect,
         Self::Idle,
@@ -78,6 +91,9 @@ impl Part {
     pub fn name(self) -> &'static str {
         match self {
             Self::Queries => "queries",
+            Self::Apart => "apart",
+            Self::OpenLoop => "open-loop",
+            Self::Mixture => "mixture",
             Self::Bulk => "bulk",
             Self::Connect => "connect",
             Self::Idle => "idle",
@@ -89,13 +105,14 @@ impl Part {
 }
 
 impl Options {
-    /// The standard comparison, which takes less than 20 minutes.
+    /// The standard comparison, which takes about 35 minutes.
     #[must_use]
     pub fn standard() -> Self {
         Self {
             // Many short rounds: a disturbance that lasts some seconds then affects all arms of a
             // round alike.
-            rounds: 7,
+            rounds: 5,
+            open_loops: vec![(64, 3), (512, 2)],
             seconds: 1.5,
             clients: vec![1, 4, 16, 64],
             bulk: 256,
@@ -105,18 +122,19 @@ impl Options {
             certificates: 300,
             arms: PeerKind::ALL.to_vec(),
             parts: Part::ALL.to_vec(),
-            apart: false,
+            placement: Placement::Shared,
             threads: 0,
             max_settle: Duration::from_secs(90),
             programs: None,
         }
     }
 
-    /// A shorter comparison of about 3 minutes, with less precision.
+    /// A shorter comparison of about 5 minutes, with less precision.
     #[must_use]
     pub fn quick() -> Self {
         Self {
             rounds: 3,
+            open_loops: vec![(64, 1)],
             seconds: 1.0,
             clients: vec![1, 16],
             idle: 1_000,

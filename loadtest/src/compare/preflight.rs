@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn slowdown_is_measured_once_per_round() {
-        let assigned = workspace::Cores::assign(false).unwrap();
+        let assigned = workspace::Cores::assign(workspace::Placement::Shared).unwrap();
         let mut cores = CoreCheck::new(&assigned, Duration::ZERO);
         cores.wait(&Progress::silent()).unwrap();
         assert_eq!(cores.slowdowns.len(), usize::from(cores.pair.is_some()));
@@ -174,7 +174,7 @@ mod tests {
         let single = workspace::Cores {
             proxy: "3".to_owned(),
             others: "3".to_owned(),
-            count: 1,
+            usable: vec![3],
         };
         let mut cores = CoreCheck::new(&single, Duration::ZERO);
         cores.wait(&Progress::silent()).unwrap();

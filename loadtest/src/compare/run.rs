@@ -6,7 +6,7 @@ use super::options::{Options, Part};
 use super::preflight;
 use crate::error::{Error, Result};
 use crate::peers::postgres::Postgres;
-use crate::peers::workspace::Workspace;
+use crate::peers::workspace::{Placement, Workspace};
 use crate::peers::{self, Peer, PeerKind};
 use crate::progress::Progress;
 use crate::report::{Arm, Case, Column, Report, Sample, Samples};
@@ -41,6 +41,24 @@ impl Run<'_> {
             }
             Ok(()) => Ok(()),
         }
+    }
+
+    /// Runs one part with Postgres and the load off the proxies' core.
+    pub(super) fn run_part_apart(
+        &mut self,
+        part: Part,
+        run: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        self.run_part(part, |this| {
+            let (cores, postgres) = (&this.workspace.cores, this.postgres.pid());
+            if cores.usable.len() < 2 {
+                return Err(Error::Usage("needs two cores".to_owned()));
+            }
+            cores.place(Placement::Apart, postgres)?;
+            let done = run(this);
+            cores.place(this.options.placement, postgres)?;
+            done
+        })
     }
 
     /// Starts the arms in front of the real Postgres. The sidecar must start.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::Meter;
-use super::open_loop::{DueQueue, DueRequest, start_pacer};
+use super::open_loop::{DueQueue, DueRequest, prioritize_thread, start_pacer};
 use crate::client::Client;
 use crate::endpoint::{Endpoint, Login, PreparedLogin};
 use crate::error::{Error, Result};
@@ -93,6 +93,7 @@ impl QueryLoad {
             unstarted: all.unstarted,
             seconds: self.timing.measured.as_secs_f64(),
             latencies: all.latencies,
+            large: all.large,
             lateness: all.lateness,
             meter,
         })
@@ -121,6 +122,8 @@ pub struct Outcome {
     pub seconds: f64,
     /// Latency of a transaction, by phase. In an open loop it counts from the intended start.
     pub latencies: [LatencyHistogram; PHASES],
+    /// The same for the large results of [`QueryMode::Mixture`], which `latencies` does not have.
+    pub large: LatencyHistogram,
     /// Open loop: delay of the load generator itself, i.e. of transactions for which a connection
     /// was free.
     pub lateness: LatencyHistogram,
@@ -134,6 +137,18 @@ impl Outcome {
     #[must_use]
     pub fn per_second(&self) -> f64 {
         self.queries as f64 / self.seconds
+    }
+
+    /// Open loop with one query in each transaction: the share of the requests of the window that
+    /// were served, 0 to 1. A queue that was there before the window and is still there at its end
+    /// counts as not served.
+    #[must_use]
+    pub fn served(&self, rate: f64) -> f64 {
+        let due = rate * self.seconds;
+        let completed = self.queries as f64 / due;
+        completed
+            .min(1.0 - self.unstarted as f64 / due)
+            .clamp(0.0, 1.0)
     }
 
     /// CPU time of the measured process for each query, in µs.
@@ -155,6 +170,7 @@ struct Counters {
     queries: u64,
     unstarted: u64,
     latencies: [LatencyHistogram; PHASES],
+    large: LatencyHistogram,
     lateness: LatencyHistogram,
 }
 
@@ -168,6 +184,7 @@ impl Counters {
                 LatencyHistogram::new()?,
                 LatencyHistogram::new()?,
             ],
+            large: LatencyHistogram::new()?,
             lateness: LatencyHistogram::new()?,
         })
     }
@@ -178,6 +195,7 @@ impl Counters {
         for (mine, theirs) in self.latencies.iter_mut().zip(&other.latencies) {
             mine.add(theirs);
         }
+        self.large.add(&other.large);
         self.lateness.add(&other.lateness);
     }
 
@@ -234,6 +252,7 @@ impl Workload for QueryWorkload<'_> {
         let queue = DueQueue::new();
         let loop_kind = match self.load.rate {
             Some(rate) => {
+                prioritize_thread();
                 let schedule = Schedule::new(window.warmup_start, rate);
                 start_pacer(worker, schedule, window, Rc::clone(&queue))?;
                 LoopKind::Open(Rc::clone(&queue))
@@ -269,6 +288,7 @@ impl Workload for QueryWorkload<'_> {
             .filter(|due| *due < window.end)
         {
             counters.unstarted += 1;
+            // In a mixture nobody knows which of them would have been large.
             counters.record(self.load.phase.load(Ordering::Relaxed), window.end - due);
         }
         Ok(counters)
@@ -300,6 +320,7 @@ impl QueryTask {
         }
         let mut done = 0_u64;
         while let Some((started, late)) = self.next_start(window).await {
+            let large = self.script.is_large(self.next);
             self.transaction().await?;
             let ended = Instant::now();
             done += 1;
@@ -311,7 +332,10 @@ impl QueryTask {
             if window.counts(ended) {
                 let mut counters = self.counters.borrow_mut();
                 counters.queries += queries;
-                counters.record(self.phase.load(Ordering::Relaxed), ended - started);
+                match large {
+                    true => counters.large.record(ended - started),
+                    false => counters.record(self.phase.load(Ordering::Relaxed), ended - started),
+                }
                 if let Some(late) = late {
                     counters.lateness.record(late);
                 }

@@ -15,12 +15,14 @@ use crate::client::Client;
 use crate::endpoint::{Endpoint, Login, Opening, PreparedLogin};
 use crate::error::{Error, Result, io_context};
 use crate::message::query;
+use crate::process_usage::Pid;
 use crate::runtime::{Runtime, with_timeout};
 
 /// Scale factor of pgbench's tables.
 pub const SCALE: u32 = 5;
-/// Maximum sessions. Loads with more connections use the fake Postgres.
-const MAX_CONNECTIONS: usize = 300;
+/// Maximum sessions: 512 of a load, as many that PgBouncer keeps from an earlier one, and as many
+/// that are still ending. Loads with more connections use the fake Postgres.
+const MAX_CONNECTIONS: usize = 1_600;
 
 const HBA: &str = "\
 local all   all trust
@@ -44,7 +46,7 @@ pub struct Postgres {
     pub upstream: Upstream,
     /// Version of Postgres.
     pub version: String,
-    _process: Process,
+    process: Process,
 }
 
 impl Postgres {
@@ -77,8 +79,14 @@ impl Postgres {
                 socket: Some(workspace.path(&format!(".s.PGSQL.{}", address.port()))),
             },
             version: version(&bin.join("postgres"), "--version"),
-            _process: process,
+            process,
         })
+    }
+
+    /// Process ID of the server's main process, of which all others are children.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        self.process.pid()
     }
 }
 

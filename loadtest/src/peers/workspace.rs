@@ -12,53 +12,92 @@ use crate::error::{Error, Result, io_context};
 use crate::load::MAX_CONNECTIONS;
 use crate::machine::raise_descriptor_limit;
 use crate::mock_tdx::MockTdx;
+use crate::process_usage;
 
 /// The database in which Postgres requires SCRAM.
 pub const SCRAM_DATABASE: &str = "scram";
 /// Descriptors of a proxy that are not connections.
 const OTHER_FILES: u64 = 200;
 
+/// Where Postgres and the load run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// On all usable cores, the proxies' among them.
+    Shared,
+    /// On all usable cores but the proxies'. On a machine with one core the same as `Shared`.
+    Apart,
+}
+
 /// Assignment of cores, as lists for `taskset`.
 #[derive(Clone, Debug)]
 pub struct Cores {
     /// Core of the proxies: the last usable one.
     pub proxy: String,
-    /// Cores of Postgres and the load.
+    /// Cores of Postgres and the load at the start.
     pub others: String,
-    /// Number of usable cores.
-    pub count: usize,
+    /// All usable cores.
+    pub usable: Vec<usize>,
 }
 
 impl Cores {
-    /// Assigns the usable cores, and pins this process to its share. With `apart`, and more than
-    /// one core, Postgres and the load do not use the proxies' core.
+    /// Assigns the usable cores, and pins this thread, and the threads and processes that it will
+    /// start, to its share.
     ///
     /// # Errors
     /// The affinity cannot be read or set.
-    pub fn assign(apart: bool) -> Result<Self> {
-        let failed =
-            |error: nix::Error| io_context("cannot read or set CPU affinity")(error.into());
-        let mine = sched_getaffinity(Pid::from_raw(0)).map_err(failed)?;
-        let all: Vec<usize> = (0..CpuSet::count())
+    pub fn assign(placement: Placement) -> Result<Self> {
+        let mine = sched_getaffinity(Pid::from_raw(0)).map_err(affinity_failed)?;
+        let usable: Vec<usize> = (0..CpuSet::count())
             .filter(|core| mine.is_set(*core).unwrap_or(false))
             .collect();
-        let last = all.last().copied().unwrap_or(0);
-        let others = match apart && all.len() > 1 {
-            true => all.iter().copied().filter(|core| *core != last).collect(),
-            false => all.clone(),
-        };
-        let mut set = CpuSet::new();
-        for core in &others {
-            set.set(*core).map_err(failed)?;
-        }
-        sched_setaffinity(Pid::from_raw(0), &set).map_err(failed)?;
+        let others = others(&usable, placement);
+        pin(Pid::from_raw(0), others)?;
         let list: Vec<String> = others.iter().map(usize::to_string).collect();
         Ok(Self {
-            proxy: last.to_string(),
+            proxy: usable.last().copied().unwrap_or(0).to_string(),
             others: list.join(","),
-            count: all.len(),
+            usable,
         })
     }
+
+    /// Moves this thread and `server` with its child processes to the cores of `placement`. What
+    /// they start later inherits the cores.
+    ///
+    /// # Errors
+    /// The affinity cannot be set.
+    pub fn place(&self, placement: Placement, server: process_usage::Pid) -> Result<()> {
+        let cores = others(&self.usable, placement);
+        pin(Pid::from_raw(0), cores)?;
+        let server = i32::try_from(server).map_err(|_| affinity_failed(nix::Error::ESRCH))?;
+        pin(Pid::from_raw(server), cores)?;
+        let children = format!("/proc/{server}/task/{server}/children");
+        let children = std::fs::read_to_string(&children).map_err(io_context(children))?;
+        for child in children.split_ascii_whitespace().flat_map(str::parse) {
+            // A session may have ended meanwhile.
+            let _ = pin(Pid::from_raw(child), cores);
+        }
+        Ok(())
+    }
+}
+
+/// The cores of Postgres and the load among the `usable` ones.
+fn others(usable: &[usize], placement: Placement) -> &[usize] {
+    match (placement, usable) {
+        (Placement::Apart, [others @ .., _proxy]) if !others.is_empty() => others,
+        _ => usable,
+    }
+}
+
+fn pin(process: Pid, cores: &[usize]) -> Result<()> {
+    let mut set = CpuSet::new();
+    for core in cores {
+        set.set(*core).map_err(affinity_failed)?;
+    }
+    sched_setaffinity(process, &set).map_err(affinity_failed)
+}
+
+fn affinity_failed(error: nix::Error) -> Error {
+    io_context("cannot read or set CPU affinity")(error.into())
 }
 
 /// State shared by all processes of a comparison. Dropping it removes the directory.

@@ -94,13 +94,19 @@ fn charts(report: &Report, body: &mut String) {
         body,
         "CPU per query by connections",
         "CPU time of the proxy's process per query, in µs; lower is better.",
-        &by_connections(report, "cpu", "µs per query"),
+        &by_connections(report, "select", "cpu", "µs per query"),
+    );
+    figure(
+        body,
+        "CPU per query by connections, dedicated core",
+        "The same with Postgres and the load off the proxy's core.",
+        &by_connections(report, "apart", "cpu", "µs per query"),
     );
     figure(
         body,
         "Throughput by connections",
         "Queries per second in a closed loop, with the proxy on one core; higher is better.",
-        &by_connections(report, "tps", "queries per second"),
+        &by_connections(report, "select", "tps", "queries per second"),
     );
     for (key, title) in [
         ("select-1", "Latency, 1 client"),
@@ -113,6 +119,7 @@ fn charts(report: &Report, body: &mut String) {
             &distribution(report, key),
         );
     }
+    rates(report, body);
     figure(
         body,
         "Memory by connections",
@@ -135,6 +142,22 @@ fn charts(report: &Report, body: &mut String) {
     );
 }
 
+/// The latency at fixed rates: one chart for each case.
+fn rates(report: &Report, body: &mut String) {
+    let fixed_rate = |case: &&Case| case.key.starts_with("open-") || case.key == "mixture";
+    for case in report.cases.iter().filter(fixed_rate) {
+        let caption = match case.key.as_str() {
+            "mixture" => {
+                "Latency of the short queries in µs from the intended start, by percentile."
+            }
+            _ => {
+                "Latency in µs from the intended start, by percentile. An arm that did not keep up has no line."
+            }
+        };
+        figure(body, &case.title, caption, &distribution(report, &case.key));
+    }
+}
+
 fn figure(body: &mut String, title: &str, caption: &str, svg: &str) {
     if !svg.is_empty() {
         let _ = write!(
@@ -155,9 +178,12 @@ fn bar(report: &Report, key: &str, column: &str, unit: &str) -> String {
     bars(&case.title, unit, &values)
 }
 
-/// The cases `select-<n>`, ordered by n.
-fn by_connections(report: &Report, column: &str, unit: &'static str) -> String {
-    let numbered = |case: &Case| case.key.strip_prefix("select-")?.parse::<u32>().ok();
+/// The cases `<part>-<n>`, ordered by n.
+fn by_connections(report: &Report, part: &str, column: &str, unit: &'static str) -> String {
+    let numbered = |case: &Case| {
+        let number = case.key.strip_prefix(part)?.strip_prefix('-')?;
+        number.parse::<u32>().ok()
+    };
     let mut cases: Vec<(f64, &Case)> = report
         .cases
         .iter()

@@ -448,7 +448,7 @@ fn a_small_comparison_writes_a_report() {
             assert!(all, "{} {}: {:?}", case.key, samples.arm, report.remarks);
         }
     }
-    assert!(report.targets.len() >= 15);
+    assert!(report.targets.len() >= 24);
     let folder = tempfile::tempdir().unwrap();
     report.write(folder.path()).unwrap();
     assert_eq!(

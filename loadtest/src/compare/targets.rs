@@ -1,6 +1,7 @@
 //! The performance targets, and their evaluation on a report.
 
 use super::cases::IN_MEMORY;
+use super::open_loop::open_loop_key;
 use super::scalability::{ACTIVE, ATTESTED, growth_arm};
 use crate::peers::PeerKind;
 use crate::report::{Bound, Report, Target};
@@ -13,6 +14,8 @@ const MIN_IDLE_CONNECTIONS: usize = 5_000;
 
 pub(super) fn all(report: &Report) -> Vec<Target> {
     let mut targets = queries(report);
+    targets.extend(dedicated_core(report));
+    targets.extend(fixed_rates(report));
     targets.extend(copies(report));
     targets.extend(handshakes_and_logins(report));
     targets.extend(verdicts(report));
@@ -53,7 +56,7 @@ fn queries(report: &Report) -> Vec<Target> {
         ),
         target(
             "CPU per query, 16 clients, Postgres on its Unix socket ÷ tokio baseline",
-            Bound::AtMost(0.60),
+            Bound::AtMost(0.70),
             unix(),
             "only the sidecar uses the Unix socket; the tokio baseline uses TCP",
         ),
@@ -70,6 +73,69 @@ fn queries(report: &Report) -> Vec<Target> {
             &p99_note,
         ),
     ]
+}
+
+/// CPU per query with Postgres and the load off the proxy's core.
+fn dedicated_core(report: &Report) -> Vec<Target> {
+    let number = |clients: u32| {
+        let key = format!("apart-{clients}");
+        [
+            ("tokio baseline", "tokio-baseline", 0.90),
+            ("PgBouncer", "pgbouncer", 0.85),
+        ]
+        .map(|(name, peer, most)| {
+            target(
+                &format!("CPU per query, dedicated core, {clients} clients ÷ {name}"),
+                Bound::AtMost(most),
+                ratio_to(report, &key, peer, "cpu"),
+                "",
+            )
+        })
+    };
+    [4, 16, 64].into_iter().flat_map(number).collect()
+}
+
+/// Latencies at fixed rates, where neither arm may be saturated.
+fn fixed_rates(report: &Report) -> Vec<Target> {
+    let (open, open_note) = at_rate(report, &open_loop_key(64, 60), "p99");
+    let (mixture, mixture_note) = at_rate(report, "mixture", "p99.9");
+    vec![
+        target(
+            "open loop at 60 % of direct, dedicated core, 64 clients: p99 ÷ tokio baseline",
+            Bound::AtMost(0.80),
+            open,
+            &open_note,
+        ),
+        target(
+            "5 % results of 1 MB: p99.9 of the short queries ÷ tokio baseline",
+            Bound::AtMost(0.50),
+            mixture,
+            &mixture_note,
+        ),
+    ]
+}
+
+/// The ratio to the tokio baseline over the rounds in which neither was saturated, unless these are
+/// fewer than half: the others would have been the slow ones.
+fn at_rate(report: &Report, key: &str, column: &str) -> (Option<Spread>, String) {
+    const BASELINE: &str = "tokio-baseline";
+    let Some(case) = report.case(key) else {
+        return (None, String::new());
+    };
+    let (ours, theirs) = (
+        case.figures("sidecar", column),
+        case.figures(BASELINE, column),
+    );
+    let ratios = ratios(&ours, &theirs);
+    let saturated = [("sidecar", &ours), (BASELINE, &theirs)].into_iter();
+    let saturated = saturated.filter(|(_, figures)| figures.iter().any(Option::is_none));
+    let saturated: Vec<_> = saturated.map(|(arm, _)| arm).collect();
+    let note = match saturated.is_empty() {
+        true => String::new(),
+        false => format!("saturated in some rounds: {}", saturated.join(", ")),
+    };
+    let enough = ratios.len() * 2 >= ours.len();
+    (Spread::of(ratios).filter(|_| enough), note)
 }
 
 fn copies(report: &Report) -> Vec<Target> {
@@ -90,7 +156,16 @@ fn copies(report: &Report) -> Vec<Target> {
         ]
     };
     let directions = [("copy-out", "COPY OUT"), ("copy-in", "COPY IN")];
-    directions.into_iter().flat_map(both).collect()
+    let unix = report.case("copy-out");
+    let unix = unix.and_then(|case| case.ratio("sidecar-unix", "sidecar", "cpu"));
+    let mut targets: Vec<_> = directions.into_iter().flat_map(both).collect();
+    targets.push(target(
+        "COPY OUT: CPU per GB, Postgres on its Unix socket ÷ over TCP",
+        Bound::AtMost(1.1),
+        unix,
+        "both are the sidecar",
+    ));
+    targets
 }
 
 /// Targets for handshakes and logins.
@@ -341,6 +416,33 @@ mod tests {
         );
         // There is no share of an addition of 0.
         assert_eq!(evaluate(&[10.0], &[10.0], &[12.0]).1, "");
+    }
+
+    #[test]
+    fn a_target_at_a_fixed_rate_needs_rounds_without_saturation() {
+        let evaluate = |baseline: &[Option<f64>]| {
+            let mut mixture = case(&[], &[], &[5.0; 3]);
+            mixture.key = "mixture".to_owned();
+            mixture.columns[0].key = "p99.9".to_owned();
+            let sample = |value: &Option<f64>| {
+                Some(Sample {
+                    figures: vec![*value],
+                    latency: None,
+                })
+            };
+            mixture.arms[1].rounds = baseline.iter().map(sample).collect();
+            let report = Report {
+                cases: vec![mixture],
+                ..Report::default()
+            };
+            let (measured, note) = at_rate(&report, "mixture", "p99.9");
+            (measured.map(|ratio| ratio.median), note)
+        };
+        let note = "saturated in some rounds: tokio-baseline".to_owned();
+        assert_eq!(evaluate(&[Some(10.0); 3]), (Some(0.5), String::new()));
+        let once = evaluate(&[Some(10.0), None, Some(10.0)]);
+        assert_eq!(once, (Some(0.5), note.clone()));
+        assert_eq!(evaluate(&[None, None, Some(10.0)]), (None, note));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::attestation_gate::connect as connect_attested;
 use crate::harness::client::{Client, TcpClient};
 use crate::harness::daemon::Daemon;
 use crate::harness::fixture::Fixture;
-use crate::harness::message::{SSL_REQUEST, cancel, query};
+use crate::harness::message::{PROTOCOL_3_0, SSL_REQUEST, cancel, query};
 use crate::harness::process::{TIMEOUT, poll_until, with_limit};
 use crate::harness::scrape::{Scrape, await_scrape};
 use crate::harness::sidecar::Sidecar;
@@ -216,11 +216,21 @@ fn slow_host(fixture: &Fixture) {
         let newcomers = certificates.iter().map(|certificate| {
             let sidecar = &sidecar;
             let builder = thread::Builder::new().stack_size(256 * 1024);
-            let run = move || {
+            let run = move || loop {
                 let mut client = connect_attested(fixture, sidecar, certificate);
-                // Postgres, which is as slow as the machine, has no part in a wrong secret.
-                let outcome = client.login("teesql_read", "via_scram", WRONG_SECRET);
-                outcome.expect_err("a wrong secret").code
+                let parameters = [("user", "teesql_read"), ("database", "via_scram")];
+                let error = match client.try_start_with(PROTOCOL_3_0, &parameters) {
+                    // Postgres, which is as slow as the machine, has no part in a wrong secret.
+                    Ok(response) => client
+                        .authenticate(WRONG_SECRET, response)
+                        .expect_err("a wrong secret"),
+                    Err(error) => error,
+                };
+                if error.code != "57P03" {
+                    return error.code;
+                }
+                // It cannot be verified in time, and comes back.
+                thread::sleep(Duration::from_secs(1));
             };
             builder.spawn_scoped(scope, run).expect("a thread")
         });
@@ -228,9 +238,9 @@ fn slow_host(fixture: &Fixture) {
         while newcomers.iter().any(|newcomer| !newcomer.is_finished()) {
             // A process that gets no CPU for most of the time.
             sidecar.signal(Signal::SIGSTOP);
-            thread::sleep(Duration::from_millis(98));
+            thread::sleep(Duration::from_millis(90));
             sidecar.signal(Signal::SIGCONT);
-            thread::sleep(Duration::from_millis(2));
+            thread::sleep(Duration::from_millis(10));
         }
         stop.store(true, Ordering::Relaxed);
         let outcomes = newcomers.into_iter().map(|newcomer| newcomer.join());

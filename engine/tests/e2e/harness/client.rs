@@ -322,6 +322,16 @@ impl Client {
         version: u32,
         parameters: &[(&str, &str)],
     ) -> StartupResponse {
+        self.try_start_with(version, parameters)
+            .expect("a password request")
+    }
+
+    /// As [`Self::start_with`], for a server that may refuse.
+    pub(crate) fn try_start_with(
+        &mut self,
+        version: u32,
+        parameters: &[(&str, &str)],
+    ) -> Result<StartupResponse, PgError> {
         self.send(&message::startup(version, parameters));
         let mut response = StartupResponse::default();
         let mut next = self.read().expect("a response to the StartupMessage");
@@ -329,8 +339,11 @@ impl Client {
             response.negotiation = Some(next.negotiation());
             next = self.read().expect("a password request");
         }
+        if next.tag == b'E' {
+            return Err(next.error());
+        }
         response.mechanisms = next.mechanisms();
-        response
+        Ok(response)
     }
 
     /// Authenticates as the server asked, and reads up to ReadyForQuery.

@@ -388,7 +388,7 @@ async fn attest(
     // Without evidence, the login decides which clients are known.
     if let Some(login_peer) = login_peer {
         let limit = permit.attested(login_peer);
-        limit.map_err(|LimitReached| CloseReason::TooManyConnections)?;
+        limit.map_err(|LimitReached| CloseReason::TooManyLogins)?;
     }
     Ok(attested)
 }

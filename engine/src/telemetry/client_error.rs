@@ -60,7 +60,12 @@ impl CloseReason {
                 "sorry, too many clients already".into(),
                 None,
             ),
-            // Another host may be able to serve the client: libpq then tries its next one.
+            // It passes, and another host may be able to serve the client: libpq then tries its next one.
+            CloseReason::TooManyLogins => fatal(
+                SqlState::CANNOT_CONNECT_NOW,
+                "too many clients are logging in: try again".into(),
+                None,
+            ),
             CloseReason::AuditUnavailable => fatal(
                 SqlState::CANNOT_CONNECT_NOW,
                 "no new sessions: the audit log cannot be written".into(),
@@ -239,6 +244,8 @@ mod tests {
                 .contains("Mpg_auth_inject failed: early eof\0")
         );
         assert!(text(CloseReason::Shutdown).contains("C57P01\0"));
+        assert!(text(CloseReason::TooManyConnections).contains("C53300\0"));
+        assert!(text(CloseReason::TooManyLogins).contains("C57P03\0"));
         assert!(
             text(CloseReason::UpstreamUnreachable(
                 io::ErrorKind::ConnectionRefused.into()

@@ -72,6 +72,9 @@ pub(crate) enum CloseReason {
     /// The connection limit is reached.
     #[error("connection limit reached")]
     TooManyConnections,
+    /// Too many attested clients are logging in, or too many of this app id.
+    #[error("too many clients are logging in")]
+    TooManyLogins,
     /// Too many connections of clients that are not attested yet, and this one was the oldest.
     #[error("displaced by newer connections before the client was attested")]
     TooManyUnattested,
@@ -289,7 +292,7 @@ pub(crate) const REASONS: &[&str] = &[
     // Connections.
     "client_closed", "upstream_closed", "cancel_forwarded", "cancel_expired", "client_gone", "alpn_missing",
     "authentication_failed", "role_not_granted", "peer_session_limit", "too_many_connections", "upstream_unreachable",
-    "too_many_unattested", "audit_unavailable", "no_leader", "read_only_member", "fenced", "leader_changed",
+    "too_many_logins", "too_many_unattested", "audit_unavailable", "no_leader", "read_only_member", "fenced", "leader_changed",
     "upstream_refused_session", "upstream_timeout", "login_timeout", "idle_timeout", "shutdown", "killed", "client_io",
     "upstream_io", "peer_stuck", "panic", "attestation_revoked",
     // TLS.
@@ -356,6 +359,7 @@ impl CloseReason {
             CloseReason::Frontend(error) => error.code(),
             CloseReason::AuthenticationFailed => "authentication_failed",
             CloseReason::TooManyConnections => "too_many_connections",
+            CloseReason::TooManyLogins => "too_many_logins",
             CloseReason::TooManyUnattested => "too_many_unattested",
             CloseReason::AuditUnavailable => "audit_unavailable",
             CloseReason::NoLeader => "no_leader",
@@ -435,6 +439,7 @@ impl CloseReason {
             | CloseReason::PeerStuck => ErrorOrigin::Client,
             CloseReason::CancelExpired
             | CloseReason::TooManyConnections
+            | CloseReason::TooManyLogins
             | CloseReason::PeerSessionLimit
             | CloseReason::AuditUnavailable
             | CloseReason::NoLeader

@@ -273,9 +273,11 @@ impl Failure {
 /// The kind that a connection's reason code belongs to.
 fn kind_of(code: &str) -> ErrorKind {
     match code {
-        "overloaded" | "too_many_connections" | "too_many_unattested" | "peer_session_limit" => {
-            ErrorKind::Overloaded
-        }
+        "overloaded"
+        | "too_many_connections"
+        | "too_many_logins"
+        | "too_many_unattested"
+        | "peer_session_limit" => ErrorKind::Overloaded,
         "handshake_timeout" | "server_timeout" | "login_timeout" | "idle_timeout"
         | "verifier_timeout" | "ita_timeout" => ErrorKind::Timeout,
         "no_manifest" | "many_manifests" => ErrorKind::Manifest,

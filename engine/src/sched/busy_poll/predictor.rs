@@ -106,10 +106,15 @@ impl ArrivalPredictor {
         let last = self.last.take();
         // A larger one belongs to a stream, whose reads are coalesced instead.
         let counts = is_recent && transfer.bytes < buffer::SMALL;
-        if counts && let Some(last) = last {
+        if let Some(last) = last {
             let took = now.saturating_duration_since(last.at);
-            self.wait_after(last.direction).record(took, last.window);
-            self.advance();
+            let wait = self.wait_after(last.direction);
+            if counts {
+                wait.record(took, last.window);
+                self.advance();
+            } else if let Some(window) = last.window {
+                wait.record_in_vain(took, window);
+            }
         }
         let may_poll = counts && self.backed_off.is_none_or(|(end, _)| now >= end);
         let window = match may_poll {
@@ -232,6 +237,13 @@ impl WaitTimes {
         if hit {
             self.polled.add(took);
         }
+    }
+
+    /// Records a poll that ended with a message that it was not for: of another session, or a part of
+    /// a stream.
+    fn record_in_vain(&mut self, took: Duration, window: Duration) {
+        self.cost.add(took.min(window).as_secs_f64());
+        self.saved.add(0.0);
     }
 
     /// Forgets the polls of the last trial: they say nothing about today's queries.
@@ -422,6 +434,20 @@ mod tests {
             assert_eq!(shard.decisions(), [polls; 2], "{sessions}");
             assert_eq!(shard.polled > 0, polls);
         }
+    }
+
+    #[test]
+    fn does_not_poll_when_another_session_is_often_first() {
+        let mut shard = Shard::new();
+        // Four sessions in a random order: the next message is of one of the last two half of the time.
+        let mut random = 1_u32;
+        for _ in 0..20 * MANY {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let session = usize::try_from(random >> 30).unwrap() + 1;
+            shard.moves(SHORT, session, Direction::ToServer, 50);
+        }
+        assert_eq!(shard.decisions(), [false; 2]);
+        assert!(shard.polled < 10 * MANY, "{}", shard.polled);
     }
 
     #[test]

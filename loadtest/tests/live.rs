@@ -449,7 +449,7 @@ fn a_small_comparison_writes_a_report() {
             assert!(all, "{} {}: {:?}", case.key, samples.arm, report.remarks);
         }
     }
-    assert!(report.targets.len() >= 24);
+    assert!(report.targets.len() >= 25);
     let folder = tempfile::tempdir().unwrap();
     report.write(folder.path()).unwrap();
     assert_eq!(

@@ -75,8 +75,8 @@ impl<E: TlsSide> TlsStream<E> {
             }
             let work = control.begin_work();
             let permit = handshake_queue.acquire(has_begun).await;
-            // Clients that had no patience to wait in the backlog must not delay those that have. Later on they may have
-            // sent all that they want, a CancelRequest.
+            // A client that gave up while it waited in the backlog must not delay the others. Only before the first step:
+            // later the client may have closed after it sent a CancelRequest, which is to be carried out.
             if !has_begun && peer_has_closed(self.stream.raw_fd()) {
                 return Err(StreamError::Eof);
             }

@@ -118,8 +118,8 @@ impl Run<'_> {
     }
 
     /// Requests per second that direct connections bear in an open loop, in the same run and
-    /// placement. It is less than in a closed loop, where whoever is busy finds several requests at
-    /// once: the search starts there and goes down until direct keeps up.
+    /// placement. It is less than in a closed loop, where a process that gets its turn finds
+    /// several requests at once: the search starts there and goes down until direct keeps up.
     fn capacity(&mut self, requests: &Requests<'_>, key: &str) -> Result<f64> {
         let direct = peers::start(PeerKind::Direct, self.workspace, &self.postgres.upstream)?;
         let load = self.load(requests, &direct);

@@ -55,6 +55,12 @@ fn queries(report: &Report) -> Vec<Target> {
             "",
         ),
         target(
+            "CPU per query, 16 clients ÷ relay without TLS",
+            Bound::AtMost(1.05),
+            cpu("plain-relay"),
+            "",
+        ),
+        target(
             "CPU per query, 16 clients, Postgres on its Unix socket ÷ tokio baseline",
             Bound::AtMost(0.70),
             unix(),

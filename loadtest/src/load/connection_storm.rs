@@ -211,7 +211,7 @@ fn set_nice(nice: i32) {
 }
 
 /// Polls `steps`, and lets the whole thread sleep after each poll that did work.
-async fn pausing_after_steps<T>(steps: impl Future<Output = T>) -> T {
+pub(crate) async fn pausing_after_steps<T>(steps: impl Future<Output = T>) -> T {
     let mut steps = pin!(steps);
     poll_fn(|cx| {
         let started = Instant::now();

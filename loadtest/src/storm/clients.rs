@@ -8,10 +8,8 @@
 //! [`Results`] as JSON in another line.
 
 use std::collections::BTreeMap;
-use std::future::poll_fn;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::pin::pin;
 use std::process::{Child, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
@@ -23,6 +21,7 @@ use wire::error::BackendError;
 use crate::client::Client;
 use crate::endpoint::{Endpoint, Login, Opening, PreparedLogin};
 use crate::error::{Error, Result, io_context};
+use crate::load::connection_storm::pausing_after_steps;
 use crate::machine::raise_descriptor_limit;
 use crate::mock_tdx::MockTdx;
 use crate::peers::process::command;
@@ -43,10 +42,6 @@ const BACK_OFF: Duration = Duration::from_secs(1);
 const COME_BACK: &str = "57P03";
 /// Clients with the same source address.
 const CLIENTS_PER_ADDRESS: usize = 250;
-/// Sleep after each step of a client: the thread never occupies a core for long.
-const STEP_PAUSE: Duration = Duration::from_micros(200);
-/// A poll shorter than this was not a step and is not followed by a sleep.
-const MIN_STEP: Duration = Duration::from_micros(50);
 /// Where the process reads the secret from.
 const SECRET: &str = "PGPASSWORD";
 
@@ -374,20 +369,6 @@ impl<'a> StormClient<'a> {
 /// The wait after attempt number `attempt`, from 1; `random` is 0 to 1.
 fn back_off(attempt: usize, random: f64) -> Duration {
     (BACK_OFF * (1 << attempt.saturating_sub(1).min(10))).mul_f64(random)
-}
-
-/// Polls `steps`, and lets the whole thread sleep after each poll that did work.
-async fn pausing_after_steps<T>(steps: impl Future<Output = T>) -> T {
-    let mut steps = pin!(steps);
-    poll_fn(|cx| {
-        let started = Instant::now();
-        let polled = steps.as_mut().poll(cx);
-        if started.elapsed() > MIN_STEP {
-            std::thread::sleep(STEP_PAUSE);
-        }
-        polled
-    })
-    .await
 }
 
 #[cfg(test)]

@@ -119,8 +119,8 @@ pub(super) fn state(
     });
     let members = match quote_verifier {
         Some(verifier) => {
-            let thread = start_verify_pool().map_err(system("cannot start a thread"))?;
-            Some((Arc::clone(verifier.start_members()), thread))
+            let pool = start_verify_pool().map_err(system("cannot start a thread"))?;
+            Some((Arc::clone(verifier.start_members()), pool))
         }
         None => None,
     };

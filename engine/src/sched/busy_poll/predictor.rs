@@ -277,9 +277,9 @@ impl WaitTimes {
             0 => self.slept.get(),
             _ => self.polled.get(),
         };
-        // Messages that take as long as can be measured cannot be polled for.
-        let window = Duration::from_secs_f64(2.0 * seen);
-        (seen < MAX_WINDOW.as_secs_f64()).then(|| window.min(MAX_WINDOW))
+        // Neither can messages be polled for that have not been seen, nor those that take as long as counts.
+        let may_poll = seen > 0.0 && seen < MAX_WINDOW.as_secs_f64();
+        may_poll.then(|| Duration::from_secs_f64(2.0 * seen).min(MAX_WINDOW))
     }
 }
 

@@ -11,7 +11,6 @@ use nix::sys::signal::Signal;
 use super::connect;
 use crate::harness::client::Client;
 use crate::harness::fixture::Fixture;
-use crate::harness::process::{TIMEOUT, poll_until};
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
 use crate::harness::tdx_fixture::{TdxFixture, now};
@@ -96,11 +95,7 @@ fn policy_change(fixture: &Fixture) {
 
     allow_mrtd(&tdx, "11");
     sidecar.signal(Signal::SIGHUP);
-    let reloaded = poll_until(TIMEOUT, || {
-        let count = sidecar.count_messages("configuration reloaded, new policy");
-        (count == 2).then_some(())
-    });
-    reloaded.expect("two new policies");
+    sidecar.await_messages("configuration reloaded, new policy", 2);
     let mut again = connect(fixture, &sidecar, &certificate);
     again.login_reader();
 }

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 
 use super::load_duration;
 use crate::harness::fixture::Fixture;
-use crate::harness::process::{TIMEOUT, poll_until, run_successfully, write_private};
+use crate::harness::process::{TIMEOUT, run_successfully, write_private};
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
 use crate::harness::tdx_fixture::TdxFixture;
@@ -142,11 +142,7 @@ fn all_or_nothing(fixture: &Fixture) {
 
     write(password, "12");
     sidecar.signal(Signal::SIGHUP);
-    let reloaded = "configuration reloaded, new policy";
-    poll_until(TIMEOUT, || {
-        (sidecar.count_messages(reloaded) == 1).then_some(())
-    })
-    .expect("a new policy");
+    sidecar.await_messages("configuration reloaded, new policy", 1);
     let refused = tls::connect(Some(&tdx), &sidecar).expect_fatal();
     assert!(refused.message.ends_with(": not_allowed"), "{refused}");
 }

@@ -78,6 +78,19 @@ impl Daemon {
         lines.iter().filter(|line| line.contains(&message)).count()
     }
 
+    /// Waits until this number of messages start with `start`. A line may come after what it tells of.
+    pub(crate) fn await_messages(&self, start: &str, count: usize) {
+        let found = poll_until(TIMEOUT, || {
+            (self.count_messages(start) == count).then_some(())
+        });
+        assert!(
+            found.is_some(),
+            "{} did not log {start:?} {count} times; its log:\n{}",
+            self.name,
+            self.last_lines()
+        );
+    }
+
     /// The end of its log, for failure messages.
     fn last_lines(&self) -> String {
         let lines = self.log_lines();

@@ -8,7 +8,6 @@ use nix::sys::signal::Signal;
 
 use crate::harness::cluster::{Cluster, ClusterOptions};
 use crate::harness::fixture::Fixture;
-use crate::harness::process::{TIMEOUT, poll_until};
 use crate::harness::settings::Settings;
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
@@ -99,10 +98,7 @@ fn uses_the_socket(fixture: &Fixture) {
     // After a restart the socket is another file, and is tried again.
     cluster.stop(Signal::SIGINT);
     cluster.start();
-    poll_until(TIMEOUT, || {
-        (sidecar.count_messages(SOCKET) == 2).then_some(())
-    })
-    .expect("a second choice");
+    sidecar.await_messages(SOCKET, 2);
     assert_eq!(transports(fixture, &sidecar), ["socket"; 3]);
     // Without the socket no login fails, not even the first one.
     drop(standard);

@@ -410,6 +410,7 @@ fn a_small_comparison_writes_a_report() {
         clients: vec![1, 16],
         bulk: 4,
         idle: 50,
+        idle_time: Duration::ZERO,
         growth: 64,
         certificates: 3,
         arms: vec![PeerKind::Direct, PeerKind::TokioBaseline, PeerKind::Sidecar],

@@ -25,6 +25,8 @@ pub struct Options {
     pub bulk: u32,
     /// Idle connections.
     pub idle: usize,
+    /// How long they stay idle before the last memory sample.
+    pub idle_time: Duration,
     /// Connections of the growth case. 16 of them are active.
     pub growth: usize,
     /// Unknown clients of a connection storm.
@@ -117,6 +119,7 @@ impl Options {
             clients: vec![1, 4, 16, 64],
             bulk: 256,
             idle: 5_000,
+            idle_time: Duration::from_secs(5),
             growth: 2_000,
             unknown_clients: 1_000,
             certificates: 300,

@@ -21,8 +21,6 @@ const STORMS_PER_ROUND: usize = 3;
 /// Time before a storm, and time that the sessions continue after its start.
 const BEFORE: Duration = Duration::from_secs(3);
 const DURING: Duration = Duration::from_secs(5);
-/// How long connections stay idle before the last memory sample.
-const IDLE_TIME: Duration = Duration::from_secs(5);
 
 /// The arm whose clients are attested, as in production.
 pub(super) const ATTESTED: &str = "sidecar, attested";
@@ -93,7 +91,7 @@ impl Run<'_> {
             endpoint: peer.endpoint.clone(),
             login: peer.login.clone(),
             steps: vec![wanted / 5, wanted / 2, wanted],
-            idle_time: IDLE_TIME,
+            idle_time: self.options.idle_time,
             pid: peer.pid().ok_or(Error::Stopped)?,
         };
         load.run(self.progress)

@@ -195,7 +195,10 @@ async fn start<R>(
         quote_verifier,
         upstream_version: Arc::default(),
         session_settings: SessionSettings::new(config.roles.sessions.clone()),
-        own: SessionAddress::new(config.postgres.clone()),
+        own: SessionAddress::new(
+            config.postgres.clone(),
+            context.metrics.gauge("teesql_postgres_socket_used", &[]),
+        ),
         repair_trigger: Arc::<RepairTrigger>::default(),
         audit: audit.as_ref().map(AuditLog::handle),
         links,

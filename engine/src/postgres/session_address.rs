@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use metrics::Gauge;
 use wire::backend::BackendError;
 
 use crate::io::stream::PgAddress;
@@ -28,15 +29,20 @@ pub(crate) fn socket_file(port: u16) -> String {
 pub(crate) struct SessionAddress {
     configured: Arc<PostgresServer>,
     current: ArcSwap<PostgresServer>,
+    on_socket: Gauge,
 }
 
 impl SessionAddress {
-    pub(crate) fn new(configured: PostgresServer) -> Arc<Self> {
+    /// `on_socket` is 1 while new sessions are opened on a Unix socket, and else 0.
+    pub(crate) fn new(configured: PostgresServer, on_socket: Gauge) -> Arc<Self> {
         let configured = Arc::new(configured);
-        Arc::new(Self {
+        let address = Self {
             current: ArcSwap::new(Arc::clone(&configured)),
-            configured,
-        })
+            configured: Arc::clone(&configured),
+            on_socket,
+        };
+        address.set_current(configured);
+        Arc::new(address)
     }
 
     /// The configured server.
@@ -61,12 +67,18 @@ impl SessionAddress {
 
     /// Opens new sessions on this socket.
     pub(crate) fn use_socket(&self, path: &Path) {
-        self.current.store(Arc::new(self.at_socket(path)));
+        self.set_current(Arc::new(self.at_socket(path)));
     }
 
     /// Opens new sessions on the configured address.
     pub(crate) fn use_configured(&self) {
-        self.current.store(Arc::clone(&self.configured));
+        self.set_current(Arc::clone(&self.configured));
+    }
+
+    fn set_current(&self, server: Arc<PostgresServer>) {
+        let is_socket = matches!(server.address, PgAddress::Unix(_));
+        self.current.store(server);
+        self.on_socket.set(f64::from(u8::from(is_socket)));
     }
 
     /// The own Postgres at this socket. Its listener has to prove itself as at a configured one.
@@ -117,7 +129,7 @@ mod tests {
     fn sessions_move_to_the_socket_and_back() {
         let mut server = PostgresServer::new(PgAddress::Tcp(([127, 0, 0, 1], 5432).into()));
         server.look_for_socket = true;
-        let address = SessionAddress::new(server.clone());
+        let address = SessionAddress::new(server.clone(), Gauge::noop());
         assert_eq!(*address.current(), server);
         address.use_socket(Path::new("/tmp/s"));
         let socket = address.current();
@@ -137,7 +149,7 @@ mod tests {
     #[test]
     fn a_configured_socket_is_not_a_chosen_one() {
         let server = PostgresServer::new(PgAddress::Unix("/tmp/s".into()));
-        let address = SessionAddress::new(server.clone());
+        let address = SessionAddress::new(server.clone(), Gauge::noop());
         assert!(address.is_own(&server) && !address.is_chosen_socket(&server));
     }
 

@@ -436,6 +436,11 @@ const GAUGES: &[Description] = &[
         "1 if clients send their secret in cleartext inside TLS",
     ),
     (
+        "teesql_postgres_socket_used",
+        None,
+        "1 while new sessions are opened on a Unix socket of Postgres, and 0 for TCP",
+    ),
+    (
         "teesql_postgres_auth_any",
         None,
         "1 if Postgres may ask for another authentication than SCRAM",

@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 
 use crate::harness::cluster::{Cluster, ClusterOptions};
 use crate::harness::fixture::Fixture;
+use crate::harness::scrape::Scrape;
 use crate::harness::settings::Settings;
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
@@ -56,7 +57,9 @@ fn cluster(fixture: &Fixture) -> Cluster {
 fn settings(fixture: &Fixture, cluster: &Cluster) -> Settings {
     let upstream = format!("auto:{}", cluster.address().port());
     let settings = fixture.settings_for(&upstream);
-    settings.set("TEESQL_PG_DATABASE", "app")
+    settings
+        .set("TEESQL_PG_DATABASE", "app")
+        .set("TEESQL_ADMIN_LISTEN", "127.0.0.1:0")
 }
 
 fn start(fixture: &Fixture, cluster: &Cluster) -> Sidecar {
@@ -88,6 +91,10 @@ fn transport(
     Ok(client.query_value("select coalesce(host(inet_client_addr()), 'socket')"))
 }
 
+fn socket_used(sidecar: &Sidecar) -> f64 {
+    Scrape::fetch(sidecar.admin_address()).value("teesql_postgres_socket_used")
+}
+
 fn uses_the_socket(fixture: &Fixture) {
     let cluster = cluster(fixture);
     let standard = StandardSocket::of(&cluster);
@@ -99,12 +106,14 @@ fn uses_the_socket(fixture: &Fixture) {
     cluster.stop(Signal::SIGINT);
     cluster.start();
     sidecar.await_messages(SOCKET, 2);
+    assert_eq!(socket_used(&sidecar), 1.0);
     assert_eq!(transports(fixture, &sidecar), ["socket"; 3]);
     // Without the socket no login fails, not even the first one.
     drop(standard);
     assert_eq!(transports(fixture, &sidecar), ["127.0.0.1"; 3]);
     let line = sidecar.await_message(TCP);
     assert_eq!(line["reason"], "no socket was found");
+    assert_eq!(socket_used(&sidecar), 0.0);
     assert_eq!(transports(fixture, &sidecar), ["127.0.0.1"; 3]);
 }
 

@@ -50,7 +50,9 @@ pub(super) fn environment(member: &Member<'_>) -> String {
         ("ETCD_AUTO_COMPACTION_RETENTION", "1".to_owned()),
         // Milliseconds. etcd's defaults, 100 and 1000, are for a quiet local network: here two sidecars relay each
         // heartbeat, which costs both of them a wake-up, and the members share their cores and disks with Postgres.
-        ("ETCD_HEARTBEAT_INTERVAL", "250".to_owned()),
+        // etcd refuses an election timeout of less than five heartbeats. Reads and writes do not wait for the next
+        // heartbeat: the leader sends entries, commits and the heartbeat that confirms a linearizable read at once.
+        ("ETCD_HEARTBEAT_INTERVAL", "500".to_owned()),
         ("ETCD_ELECTION_TIMEOUT", "2500".to_owned()),
         // For etcd.sh.
         ("TEESQL_ETCD_OTHERS", others(&member.etcd_client)),

@@ -12,9 +12,9 @@ use super::histogram::Histogram;
 use crate::telemetry::reason_help::{ReasonContext, reason_help};
 
 /// Between two samples.
-pub(super) const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
+pub(super) const SAMPLE_INTERVAL: Duration = Duration::from_secs(10);
 /// How many intervals the charts show.
-const INTERVALS: usize = 120;
+const INTERVALS: usize = 60;
 /// What they show: ten minutes.
 const SPAN: Duration = SAMPLE_INTERVAL.saturating_mul(INTERVALS as u32);
 

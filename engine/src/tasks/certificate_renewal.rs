@@ -17,6 +17,7 @@ use metrics::Counter;
 
 use crate::io::backoff::Backoff;
 use crate::io::clock::{readable_time, unix_now};
+use crate::tasks::coalesced_sleep;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::certificate::{Identity, IdentityError, PemFiles};
 use crate::tls::certificate_source::{CertificateSource, CertificateSourceError};
@@ -274,11 +275,13 @@ impl CertificateRenewer {
 /// seconds would take a considerable part of the lifetime of a certificate that is valid for seconds.
 async fn sleep_towards(due: u64) {
     let due = UNIX_EPOCH + Duration::from_secs(due);
-    let left = match due.duration_since(SystemTime::now()) {
-        Ok(left) if !left.is_zero() => left.min(MAX_SLEEP),
-        _ => MAX_SLEEP,
-    };
-    tokio::time::sleep(left).await;
+    match due.duration_since(SystemTime::now()) {
+        Ok(left) if left > MAX_SLEEP + coalesced_sleep::MAX_DELAY => {
+            coalesced_sleep::sleep(MAX_SLEEP).await;
+        }
+        Ok(left) if !left.is_zero() => tokio::time::sleep(left.min(MAX_SLEEP)).await,
+        _ => tokio::time::sleep(MAX_SLEEP).await,
+    }
 }
 
 /// Sleeps until the second `due`, by the clock as it is set by then.

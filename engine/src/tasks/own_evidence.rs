@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use crate::attestation::verifier::QuoteVerifier;
 use crate::cluster::state::ClusterState;
+use crate::tasks::coalesced_sleep;
 use crate::tls::certificate::Identity;
 
 /// How often the policy and the collateral are compared with those of the last verdict.
@@ -75,7 +76,7 @@ pub(crate) async fn watch(
                 Ok(()) => {}
                 Err(_) => return,
             },
-            () = tokio::time::sleep(wait) => {}
+            () = coalesced_sleep::sleep(wait) => {}
         }
     }
 }

@@ -119,9 +119,9 @@ impl UnattestedPool {
     ) -> Option<UnattestedPlace> {
         let mut entries = self.0.entries.borrow_mut();
         if entries.is_at(source, self.0.limits.per_address) {
-            self.displace(&mut entries, |_, other| other == source, |_| true)?;
+            self.displace(&mut entries, Some(source), |_| true)?;
         } else if entries.connections.len() >= self.0.limits.total {
-            self.displace_from_heaviest(&mut entries, |_| true)?;
+            self.displace(&mut entries, None, |_| true)?;
         }
         let number = self.0.next.get();
         self.0.next.set(number + 1);
@@ -158,7 +158,7 @@ impl UnattestedPool {
             silent_for.is_some_and(|silent| silent >= grace)
         };
         full && self
-            .displace_from_heaviest(&mut entries, |control| {
+            .displace(&mut entries, None, |control| {
                 // A silent connection makes no room for a handshake.
                 let helps = handshakes < self.0.max_handshakes || control.has_begun();
                 helps && has_waited(control)
@@ -175,38 +175,27 @@ impl UnattestedPool {
         self.0.grace_until.get().is_some_and(|until| now < until)
     }
 
-    /// Displaces a connection of the sources with the most, or, if none of them can be displaced, of any
-    /// source.
-    fn displace_from_heaviest(
-        &self,
-        entries: &mut Entries,
-        may: impl Fn(&ConnectionControl) -> bool,
-    ) -> Option<()> {
-        let most = entries.counts.values().copied().max()?;
-        self.displace(
-            entries,
-            |entries, source| entries.count(source) == most,
-            &may,
-        )
-        .or_else(|| self.displace(entries, |_, _| true, &may))
-    }
-
-    /// Displaces the oldest connection that fits and does not wait for this process: one without a
-    /// ClientHello, if there is one.
+    /// Displaces a connection that does not wait for this process, and that `may` be displaced: one of `only` if that
+    /// is given, else one of the sources with the most, if there is one. Among these one without a ClientHello comes
+    /// first, then the oldest.
     fn displace(
         &self,
         entries: &mut Entries,
-        fits: impl Fn(&Entries, Source) -> bool,
+        only: Option<Source>,
         may: impl Fn(&ConnectionControl) -> bool,
     ) -> Option<()> {
         let now = Instant::now();
+        let most = entries.counts.values().copied().max()?;
         let fitting = entries.connections.iter().filter(|(_, entry)| {
             let control = &entry.control;
             let waits = control.silent_for(now).is_some();
-            fits(entries, entry.source) && waits && may(control)
+            waits && may(control) && only.is_none_or(|only| only == entry.source)
         });
-        let oldest = fitting.min_by_key(|(number, entry)| (entry.control.has_begun(), **number));
-        let number = *oldest?.0;
+        let first = fitting.min_by_key(|(number, entry)| {
+            let few = entries.count(entry.source) < most;
+            (few, entry.control.has_begun(), **number)
+        });
+        let number = *first?.0;
         let entry = self.remove(entries, number)?;
         entry.control.terminate(TerminateReason::Displaced);
         Some(())
@@ -261,7 +250,7 @@ impl UnattestedPlace {
         if let Some(entry) = entries.remove(self.number) {
             let source = Source::of_ip(client);
             if entries.is_at(source, pool.0.limits.per_address) {
-                let _ = pool.displace(&mut entries, |_, other| other == source, |_| true);
+                let _ = pool.displace(&mut entries, Some(source), |_| true);
             }
             entries.insert(self.number, source, entry.control);
             pool.set_full_flag(&entries);

@@ -1,6 +1,6 @@
 //! `package-files`: writes what the Debian packages hold besides the programs, made from the tables of the programs.
 //!
-//! A program of its own, so that what it needs is not part of the programs that are shipped. `scripts/package-deb` runs
+//! A separate program, so that what it needs is not part of the programs that are shipped. `scripts/package-deb` runs
 //! it. The same sources give the same bytes: no date, host name or path may get into a file.
 
 mod completions;

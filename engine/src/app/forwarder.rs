@@ -1,5 +1,5 @@
 //! The forwarder: accepts plaintext connections on this machine, and forwards them over mutually
-//! attested TLS. This one has threads of its own, and runs as a process:
+//! attested TLS. This one has its own threads, and runs as a process:
 //!
 //! ```no_run
 //! use engine::Forwarder;

@@ -4,7 +4,7 @@
 //! verified elsewhere. In both cases the quote is bound to the key of the server's certificate before the callback sees
 //! it, and the policy is applied.
 //!
-//! The callback is foreign code: it runs on a thread of its own and not on a shard or the control thread, with a deadline
+//! The callback is foreign code: it runs on a separate thread and not on a shard or the control thread, with a deadline
 //! that others keep. One that panics, fails or never returns is a refusal, and must never be an admission.
 
 mod blocking;
@@ -38,7 +38,7 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// An application's own decision about a server, after the quote was found to belong to the key of its certificate.
 ///
-/// It runs on a thread of its own, so that it may take long but should not block: [`verifier_fn`] makes one of a function
+/// It runs on a separate thread, so that it may take long but should not block: [`verifier_fn`] makes one of a function
 /// that blocks. If it panics, or has not answered before its deadline, the connection is refused with the code
 /// `verifier_failed` or `verifier_timeout`. The thread has a tokio runtime with timers and I/O.
 pub trait Verifier: Send + Sync + 'static {

@@ -1,7 +1,7 @@
 //! The verifier of members: a second [`QuoteVerifier`] with the policy for members, which follows the policy for
 //! clients and this process's own evidence.
 //!
-//! It has a policy, verdicts and a thread of its own, so that a burst of new clients neither delays the links between
+//! It has its own policy, verdicts and thread, so that a burst of new clients neither delays the links between
 //! members nor takes their verdicts' places. It must never admit a peer before it is known who the members are.
 
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 //!
 //! It exists so that those programs stay stock packages with stock configuration, and so that every member gets the same
 //! ports from the same list of members. All addresses are on loopback: the sidecars' links carry them to the other
-//! members, so neither Patroni nor etcd needs TLS of its own.
+//! members, so neither Patroni nor etcd needs TLS.
 //!
 //! It must never print a password. Passwords go into files that only their owner can read, and only with `--dir`.
 

@@ -1,6 +1,6 @@
 //! Which Postgres a CancelRequest is for: a table of the cancel keys of sessions that were carried to the leader.
 //!
-//! A CancelRequest arrives on a connection of its own, on any shard, and only the Postgres that issued its key can tell
+//! A CancelRequest arrives on a separate connection, on any shard, and only the Postgres that issued its key can tell
 //! what it cancels. The table is open addressing over atomics, so that no shard waits for another. It holds hashes
 //! under a random key, never the keys, which are secrets. A key that is not in it is one of the own Postgres.
 

@@ -128,7 +128,7 @@ impl FromStr for TsigSecret {
 }
 
 impl ManifestConfig {
-    /// `Some(None)` if nothing is published. `with_cluster_key` is whether the members have app ids of their own.
+    /// `Some(None)` if nothing is published. `with_cluster_key` is whether the members have different app ids.
     pub(super) fn read(
         reader: &mut Reader<'_>,
         cluster: Option<&ClusterConfig>,

@@ -1,7 +1,7 @@
 //! Links between the members of a cluster: attested TLS connections that carry connections to the other members'
 //! services, such as etcd and Postgres (docs/reference/link-protocol.md).
 //!
-//! Services without attestation of their own reach each other only through these. A link must never be opened to or
+//! Services without attestation reach each other only through these. A link must never be opened to or
 //! accepted from a peer that the policy for members does not admit, or whose name belongs to another VM, and never lead
 //! to anything but a configured service.
 
@@ -133,7 +133,7 @@ fn instance_of(peer: &AttestedPeer) -> Result<InstanceId, CloseReason> {
 }
 
 /// Lets a link end whose member has vanished. Not one to Postgres: its clients may leave results unread for as long as
-/// they like, and the kernel counts a closed window as bytes that are not acknowledged. Postgres has timeouts of its own
+/// they like, and the kernel counts a closed window as bytes that are not acknowledged. Postgres has its own timeouts
 /// for replication.
 fn limit_unacknowledged(stream: &Stream, service: &Service) {
     if !service.is_postgres() {

@@ -548,7 +548,7 @@ impl ConnectionControl {
         loop {
             let phase = self.phase.get();
             let timeout = match phase {
-                // A link is as idle as its service, which has timeouts of its own.
+                // A link is as idle as its service, which has its own timeouts.
                 Phase::Relay => idle_timeout.filter(|_| !self.is_link()),
                 Phase::HalfClosed => Some(HALF_CLOSED_TIMEOUT),
                 Phase::Login | Phase::Closing => break,

@@ -1,6 +1,6 @@
 //! One thread with one monoio runtime for the shards of many forwarders, which are part of one program.
 //!
-//! A forwarder that waits for work needs a listener and some kilobytes. A thread with a ring of its own would cost it a
+//! A forwarder that waits for work needs a listener and some kilobytes. A separate thread with its ring would cost it a
 //! hundred times that, and a program may have a thousand forwarders. Everything that belongs to a thread and not to a
 //! forwarder exists once: I/O driver, mailbox, timer, handshake queue.
 //!
@@ -55,7 +55,7 @@ pub(crate) struct ShardSender(Route);
 
 #[derive(Clone)]
 enum Route {
-    /// The shard has a thread of its own.
+    /// The shard has its own thread.
     Own(Sender<Message>),
     /// It shares one.
     Shared(Sender<Order>, ShardId),

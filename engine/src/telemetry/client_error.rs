@@ -149,7 +149,7 @@ impl CloseReason {
             | CloseReason::UpstreamRefused(_)
             // Before the TLS handshake there is no message that a client could trust.
             | CloseReason::TooManyUnattested
-            // A link has answers of its own.
+            // Links have other answers.
             | CloseReason::LinkRefused(_)
             | CloseReason::LinkRequest(_)
             | CloseReason::NotAMember(_)

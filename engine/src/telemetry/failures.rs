@@ -15,7 +15,7 @@ use crate::telemetry::close_reason::{CloseReason, ErrorOrigin};
 
 /// How many are kept.
 pub(crate) const MAX_FAILURES: usize = 32;
-/// What a message is cut to, in bytes. Texts of peers in it have limits of their own.
+/// What a message is cut to, in bytes. Texts of peers in it are limited separately.
 const MAX_MESSAGE: usize = 1_024;
 
 /// A connection that was refused, or a session that was ended by an error.
@@ -160,7 +160,7 @@ mod tests {
         failures.record(&CloseReason::ClientClosed, None, peer(), true);
         failures.record(&CloseReason::Cancelled, None, peer(), false);
         assert!(failures.last().is_none());
-        // Nobody's fault, and an error for the driver all the same.
+        // No side is at fault, but the driver gets an error.
         let shutdown = CloseReason::Shutdown;
         failures.record(
             &shutdown,

@@ -50,7 +50,7 @@ mod tests {
         assert_eq!(take("b", "server_unreachable", Duration::ZERO), Some(0));
         assert_eq!(take("b", "server_unreachable", soon), None);
         assert_eq!(take("b", "server_unreachable", soon), None);
-        // Other members, and other reasons, have lines of their own.
+        // Other members, and other reasons, have separate lines.
         assert_eq!(take("c", "server_unreachable", soon), Some(0));
         assert_eq!(take("b", "link_not_a_member", soon), Some(0));
         assert_eq!(take("b", "server_unreachable", INTERVAL), Some(2));

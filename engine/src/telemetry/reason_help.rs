@@ -14,7 +14,7 @@ const OF_OTHERS: [&str; 4] = ["Sessions", "Forwarder", "Links", "Verify"];
 /// The row of all codes of TLS, in the sections that do not list them.
 const ANY_TLS: &str = "tls_…";
 
-/// Where a code occurs. Some have a meaning of their own there.
+/// Where a code occurs. Some have another meaning there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum ReasonContext {
     /// A connection to a sidecar that was refused before it was a session.

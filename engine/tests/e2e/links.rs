@@ -1,4 +1,4 @@
-//! Links between the members of a cluster: sidecars on this machine, each with ports of its own, whose services are
+//! Links between the members of a cluster: sidecars on this machine, each with its own ports, whose services are
 //! an echo server and a real Postgres.
 
 mod carry;

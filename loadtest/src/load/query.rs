@@ -288,7 +288,7 @@ impl Workload for QueryWorkload<'_> {
             .filter(|due| *due < window.end)
         {
             counters.unstarted += 1;
-            // In a mixture nobody knows which of them would have been large.
+            // In a mixture it is not known which of them would have been large.
             counters.record(self.load.phase.load(Ordering::Relaxed), window.end - due);
         }
         Ok(counters)

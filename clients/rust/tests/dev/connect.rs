@@ -26,7 +26,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     ]
 }
 
-/// The first example of the README is `examples/sqlx.rs`, which runs here as a program of its own.
+/// The first example of the README is `examples/sqlx.rs`, which runs here as a separate program.
 async fn the_readmes_first_example_runs() {
     let readme = include_str!("../../README.md");
     let first = readme.split("```rust\n").nth(1).unwrap();

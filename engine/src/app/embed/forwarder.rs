@@ -312,7 +312,7 @@ async fn run(
     };
     let begun = tokio::select! {
         begun = start(config, read_config, threads, additions) => begun,
-        // Nobody waits for it any more.
+        // No caller waits for it any more.
         () = started.closed() => return Ok(()),
     };
     let (mut running, mut lifecycle) = begun?;

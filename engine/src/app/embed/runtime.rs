@@ -2,7 +2,7 @@
 //! weak pointer.
 //!
 //! One control thread; and once there is a forwarder, one thread for connections and one for verifications; and once an
-//! application decides about servers, one for that. A forwarder of its own would cost four threads and a ring.
+//! application decides about servers, one for that. A separate forwarder would cost four threads and a ring.
 //!
 //! A process that forks has a copy of the memory and none of the threads. So the process id is compared before anything is
 //! used, and in the child nothing of it is dropped: that would wait for threads that do not exist.
@@ -181,7 +181,7 @@ impl SharedRuntime {
         Ok(thread)
     }
 
-    /// Gives the threads up, and if nobody else uses them waits until they have ended, on a thread of its own.
+    /// Gives the threads up, and if no other forwarder uses them waits until they have ended, on a separate thread.
     pub(crate) async fn release(self: Arc<Self>) {
         let Some(last) = Arc::into_inner(self) else {
             return;
@@ -189,7 +189,7 @@ impl SharedRuntime {
         let (sender, ended) = oneshot::channel();
         let work = move || {
             drop(last);
-            // The receiver is gone if nobody waits any more.
+            // The receiver is gone if no caller waits any more.
             let _ = sender.send(());
         };
         let reaper = std::thread::Builder::new().name("forward-end".to_owned());

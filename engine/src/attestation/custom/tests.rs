@@ -174,7 +174,7 @@ fn functions_that_never_return_do_not_keep_others_waiting() {
         denial.code() == "verifier_timeout"
     });
     assert!(refused);
-    // Another verifier has threads of its own.
+    // Another verifier has other threads.
     let free = setup.verifier(verifier_fn(|_| Ok(Acceptance::default())), LONG);
     assert_eq!(setup.appraise(&free, &Policy::default()), Ok(()));
     // The end does not wait for the stuck ones.

@@ -1,4 +1,4 @@
-//! The thread on which verifiers of applications run: a tokio runtime of its own, with a bounded number of decisions.
+//! The thread on which verifiers of applications run: a separate tokio runtime, with a bounded number of decisions.
 //!
 //! A callback that blocks stops the other callbacks and nothing else. Ending the thread must not wait for a callback that
 //! never returns.

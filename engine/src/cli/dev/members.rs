@@ -1,7 +1,7 @@
 //! `teesql-sidecar dev --members N`: a whole cluster with Patroni and etcd on this machine, in which a member can be
 //! killed.
 //!
-//! The members use the same ports of loopback, as they do on machines of their own, so each has a network namespace. The
+//! The members use the same ports of loopback, as they do on separate machines, so each has a network namespace. The
 //! outer process ([`outer`]) makes the namespaces of the whole and serves its ports on this machine; the inner one
 //! ([`inner`]) runs the members in them. All namespaces end with their last process: nothing is left behind even if the
 //! outer process is killed.
@@ -34,7 +34,7 @@ pub(super) struct Plan {
     pub(super) plain: bool,
     /// The members archive WAL and keep backups with pgBackRest.
     pub(super) backups: bool,
-    /// Each member has a clock of its own, which can be set off.
+    /// Each member has its own clock, which can be set off.
     pub(super) clocks: bool,
     /// The leader publishes its manifest on a name server, and a second forwarder follows it.
     pub(super) dns: bool,

@@ -202,7 +202,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// A table on a clock of its own.
+    /// A table with a clock that the test sets.
     struct Bindings {
         table: Table,
         now: Instant,

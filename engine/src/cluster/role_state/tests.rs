@@ -7,7 +7,7 @@ const A: usize = 0;
 const B: usize = 1;
 const FIRST_PORT: u16 = 15432;
 
-/// The member at position 0 of two, on a clock of its own.
+/// The member at position 0 of two, with a clock that the test sets.
 struct Member {
     state: RoleState,
     now: Instant,

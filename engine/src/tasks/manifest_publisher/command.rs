@@ -1,4 +1,4 @@
-//! Publishes a record by a program of the operator, for name servers with an interface of their own.
+//! Publishes a record by a program of the operator, for name servers that do not take RFC 2136 updates.
 //!
 //! The program gets the record in its environment, no shell is involved, and nothing that it needs is an argument, since
 //! `ps` shows those. It has a deadline; then its whole process group is killed. It never gets a setting of this

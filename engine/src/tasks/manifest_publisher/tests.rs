@@ -58,7 +58,7 @@ struct Member {
 }
 
 impl Member {
-    /// Starts the publisher of the member that listens on `port`, with an instance id of its own.
+    /// Starts the publisher of the member that listens on `port`, with another instance id than the others.
     fn start(port: u16, signing_key: SigningKey, destination: ManifestDestination) -> Self {
         let config = ManifestConfig {
             name: record_name(),

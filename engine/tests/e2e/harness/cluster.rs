@@ -232,7 +232,7 @@ impl Cluster {
 
     pub(crate) fn provision(&self, database: &str) {
         let mut command = self.provision_command(database);
-        // Tests share the cluster, with databases and numbers of sessions of their own.
+        // Tests share the cluster, with their own databases and numbers of sessions.
         command
             .env("TEESQL_ALLOW_OTHER_DATABASES", "true")
             .env("TEESQL_PG_CONNECTIONS_READ", "unlimited")

@@ -142,7 +142,7 @@ impl TdxFixture {
             .without("TEESQL_ALLOW_UNATTESTED_CLIENTS")
     }
 
-    /// Changes `settings` to those of a member of a cluster, an instance of its own of the mock's application. `list` are
+    /// Changes `settings` to those of a member of a cluster, another instance of the mock's application. `list` are
     /// all members.
     pub(crate) fn member_settings(&self, settings: Settings, name: &str, list: &str) -> Settings {
         let evidence = Evidence {

@@ -110,7 +110,7 @@ fn refuse_other_claims(tdx: &TdxFixture, second: &Sidecar) {
     // A copy with another name, and one with the name of the accepting member.
     assert_eq!(claim(as_first(), &request(b"c", b"b", b"echo")), Some(8));
     assert_eq!(claim(as_other(), &request(b"b", b"b", b"echo")), Some(8));
-    // A VM of its own, with a name of its own.
+    // Another VM, with another name.
     assert_eq!(claim(as_other(), &request(b"c", b"b", b"echo")), Some(0));
 }
 

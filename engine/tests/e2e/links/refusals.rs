@@ -55,7 +55,7 @@ fn refusals(fixture: &Fixture) {
     let mut link = raw_link(None, first.address());
     refused(&mut link, &first, b"", 2, "no_certificate");
 
-    // Members, with requests that are refused. Lines of one kind are limited, so each kind has a reason of its own.
+    // Members, with requests that are refused. Lines of one kind are limited, so each kind has another reason.
     let as_member = || raw_link(Some((&tdx, "b")), first.address());
     let unknown = request(b"b", b"a", b"sshd");
     refused(
@@ -106,7 +106,7 @@ fn slow_request(link: &mut Client, member: &Sidecar) {
     assert_eq!(line["reason"], "login_timeout", "{line}");
 }
 
-/// Links have places of their own, in each direction.
+/// Links have separate places, in each direction.
 fn limit(fixture: &Fixture) {
     let tdx = TdxFixture::new();
     let [a, b] = members(fixture, &tdx, ["a", "b"]);

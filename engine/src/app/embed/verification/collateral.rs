@@ -81,7 +81,7 @@ pub(super) async fn get(
     Ok(collateral)
 }
 
-/// Checks that collateral is genuine. That it is not in date is for the verifier to say, with a code of its own.
+/// Checks that collateral is genuine. That it is not in date is for the verifier to say, with another code.
 ///
 /// # Errors
 /// [`ErrorKind::Unavailable`].

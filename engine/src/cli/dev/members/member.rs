@@ -1,4 +1,4 @@
-//! A member of `dev --members`: etcd, Patroni with Postgres, and a sidecar, in namespaces of their own.
+//! A member of `dev --members`: etcd, Patroni with Postgres, and a sidecar, in separate namespaces.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

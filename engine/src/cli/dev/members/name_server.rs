@@ -24,7 +24,7 @@ use super::files::{self, Folder};
 use super::process::keep_running;
 use crate::tasks::manifest_publisher::derive_key;
 
-/// The cluster's domain, a zone of its own.
+/// The cluster's domain, which is a zone.
 pub(super) const DOMAIN: &str = "dev.example";
 /// Its name in requests. Members have one letter.
 pub(super) const NAME: &str = "dns";

@@ -58,7 +58,7 @@ impl World {
                 ..AgentOptions::new(unix_now)
             };
             options.evidence.envelope = envelope()?;
-            // Each member is an instance of its own of the same application.
+            // Each member is another instance of the same application.
             options.evidence.instance_id = vec![u8::try_from(instance).unwrap_or(0); 20];
             let socket = agent_socket(folder, instance);
             Ok::<_, DevError>(Agent::start(

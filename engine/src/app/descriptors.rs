@@ -98,8 +98,10 @@ impl Places {
             return Some(self);
         }
         let room = available.checked_sub(RESERVED + PER_SHARD * shards)?;
+        // A quarter of the room is for clients without a session, and what the sessions leave.
+        let left = room.saturating_sub(PER_SESSION * self.sessions);
         let mut fit = Self {
-            unattested: self.unattested.min(room / 8),
+            unattested: self.unattested.min(left.max(room / 4) / (2 * PER_CLIENT)),
             ..self
         };
         let sessions = (room - fit.of_unattested()) / PER_SESSION;
@@ -149,8 +151,7 @@ pub(crate) fn fit_limits(
             log_lowered!(info, limit, needed, places);
         }
         process.max_connections = usize::try_from(places.sessions).unwrap_or(usize::MAX);
-        unattested.total = usize::try_from(places.unattested).unwrap_or(usize::MAX);
-        unattested.per_address = unattested.per_address.min(unattested.total.div_ceil(2));
+        unattested.lower_total(usize::try_from(places.unattested).unwrap_or(usize::MAX));
     }
     Ok(())
 }
@@ -176,10 +177,21 @@ mod tests {
         for available in [32_223, 4_096, 1_024, 300] {
             let fit = DEFAULT.fit(available, 2).unwrap();
             assert!(fit.descriptors(2) <= available, "{available}: {fit:?}");
-            assert!(fit.descriptors(2) + 4 > available, "{available}: {fit:?}");
+            assert!(
+                fit.descriptors(2) + 2 * PER_CLIENT > available,
+                "{available}: {fit:?}"
+            );
+            // Most descriptors are for sessions.
+            assert!(fit.of_unattested() * 2 < available, "{available}: {fit:?}");
         }
         let fit = DEFAULT.fit(1_024, 2).unwrap();
-        assert_eq!((fit.sessions, fit.unattested), (100, 100));
+        assert_eq!((fit.sessions, fit.unattested), (301, 33));
+        // What few sessions leave is for the clients without one.
+        let few = Places {
+            sessions: 100,
+            unattested: 2_000,
+        };
+        assert_eq!(few.fit(1_024, 2).unwrap().unattested, 100);
         // A small limit stays as it is.
         let small = Places {
             sessions: 3,
@@ -196,15 +208,19 @@ mod tests {
 
     #[test]
     fn only_a_limit_that_is_set_is_missed() {
-        let fit = DEFAULT.fit(20_000, 2).unwrap();
-        assert!(fit.sessions < DEFAULT.sessions && fit.unattested == DEFAULT.unattested);
+        let wanted = Places {
+            unattested: 500,
+            ..DEFAULT
+        };
+        let fit = wanted.fit(20_000, 2).unwrap();
+        assert!(fit.sessions < wanted.sessions && fit.unattested == wanted.unattested);
         let set = |sessions, unattested| SetLimits {
             sessions,
             unattested,
         };
-        assert!(!fit.breaks(DEFAULT, set(false, false)));
-        assert!(!fit.breaks(DEFAULT, set(false, true)));
-        assert!(fit.breaks(DEFAULT, set(true, false)));
+        assert!(!fit.breaks(wanted, set(false, false)));
+        assert!(!fit.breaks(wanted, set(false, true)));
+        assert!(fit.breaks(wanted, set(true, false)));
         assert!(
             DEFAULT
                 .fit(400, 2)

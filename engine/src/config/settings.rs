@@ -626,7 +626,7 @@ settings! {
         MAX_UNATTESTED_PER_ADDRESS: Option<usize> {
             key: "max_unattested_per_address", parse: values::count_or_auto, kind: One("N"), scopes: SERVE,
             default: Some("auto"),
-            help: "The same for one IP address (of IPv6, one network of 64 bits), taken from the PROXY header if there is one; auto is half of max_unattested_connections.",
+            help: "The same for one IP address (of IPv6, one network of 64 bits), taken from the PROXY header if there is one; auto is five eighths of max_unattested_connections.",
         }
         DRAIN_TIMEOUT: Duration {
             key: "drain_timeout", parse: values::duration, kind: Time, scopes: BOTH,

@@ -11,6 +11,9 @@ use crate::endpoint::{Endpoint, Opening};
 use crate::error::{Error, Result};
 use crate::load::MAX_CONNECTIONS;
 
+/// Sessions of a sidecar that a storm connects to.
+const STORM_SESSIONS: usize = 3_000;
+
 /// Configuration of the sidecar.
 #[derive(Clone, Copy, Debug)]
 pub struct SidecarMode {
@@ -181,7 +184,16 @@ fn configure(
         .env("TEESQL_READWRITE_SECRET", &workspace.readwrite_secret)
         .env("TEESQL_PG_PASSWORD_READ", &workspace.password)
         .env("TEESQL_PG_PASSWORD_READWRITE", &workspace.password)
-        .env("TEESQL_MAX_CONNECTIONS", MAX_CONNECTIONS.to_string())
+        // What is left of the descriptors is for clients without a session, of which a storm has many.
+        .env(
+            "TEESQL_MAX_CONNECTIONS",
+            if mode.all_cores {
+                STORM_SESSIONS
+            } else {
+                MAX_CONNECTIONS
+            }
+            .to_string(),
+        )
         .env("TEESQL_LOG_FORMAT", "json")
         .env("TEESQL_DRAIN_TIMEOUT", "1s");
     if mode.attested {

@@ -17,7 +17,7 @@ use crate::tcb::TcbStatus;
 use crate::trace::Trace;
 
 /// Makes every check of [`Verifier::verify`](crate::Verifier::verify) except Intel's signatures, for which the caller
-/// answers: without a verification any program can have made the quote. The verdict holds until `valid_until`, in Unix
+/// answers: unless these have been verified, any program can have made the quote. The verdict holds until `valid_until`, in Unix
 /// seconds.
 ///
 /// # Errors

@@ -98,7 +98,7 @@ impl Places {
             return Some(self);
         }
         let room = available.checked_sub(RESERVED + PER_SHARD * shards)?;
-        // A quarter of the room is for clients without a session, and what the sessions leave.
+        // Clients without a session get a quarter of the room, or what the sessions leave if that is more.
         let left = room.saturating_sub(PER_SESSION * self.sessions);
         let mut fit = Self {
             unattested: self.unattested.min(left.max(room / 4) / (2 * PER_CLIENT)),

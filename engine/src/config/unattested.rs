@@ -51,8 +51,36 @@ impl UnattestedLimits {
     }
 }
 
-/// Five eighths. Half of all connections of one address then fit also if the kernel, which spreads them by a hash, gives a
-/// shard a quarter more than its share: with a limit of a half, 63 of 1,000 on two shards lost their places.
+/// Five eighths: an address that has half of the connections keeps them all, although the kernel's hash gives one shard up
+/// to a quarter more than its share. With half, 63 of 1,000 on two shards lost their places.
 fn auto_per_address(total: usize) -> usize {
     (5 * total).div_ceil(8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_may_have_half_of_the_connections_on_uneven_shards() {
+        let (total, shards) = (2_000, 2);
+        let limits = UnattestedLimits {
+            total,
+            per_address: auto_per_address(total),
+        };
+        let of_shard = limits.of_each_shard(shards);
+        let share = total / 2 / shards;
+        assert_eq!(of_shard.per_address, share + share / 4);
+        assert!(of_shard.per_address < of_shard.total, "others have places");
+    }
+
+    #[test]
+    fn a_lower_total_leaves_places_to_others() {
+        let mut limits = UnattestedLimits {
+            total: 2_000,
+            per_address: 1_500,
+        };
+        limits.lower_total(800);
+        assert_eq!((limits.total, limits.per_address), (800, 500));
+    }
 }

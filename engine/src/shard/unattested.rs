@@ -347,7 +347,7 @@ mod tests {
         let displaced: Vec<_> = own.iter().map(|(c, _)| is_displaced(c)).collect();
         assert_eq!(displaced, [true, true, false, false]);
         assert!(!is_displaced(&other.0));
-        // The clients of a proxy or a Unix socket share no limit for each address.
+        // The limit for an address does not hold for a proxy or a Unix socket.
         let shared: Vec<_> = (0..4).map(|_| fixture.enter(Source::Shared)).collect();
         assert!(!shared.iter().any(|(c, _)| is_displaced(c)));
     }

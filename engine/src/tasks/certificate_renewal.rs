@@ -275,12 +275,13 @@ impl CertificateRenewer {
 /// seconds would take a considerable part of the lifetime of a certificate that is valid for seconds.
 async fn sleep_towards(due: u64) {
     let due = UNIX_EPOCH + Duration::from_secs(due);
-    match due.duration_since(SystemTime::now()) {
-        Ok(left) if left > MAX_SLEEP + coalesced_sleep::MAX_DELAY => {
-            coalesced_sleep::sleep(MAX_SLEEP).await;
-        }
-        Ok(left) if !left.is_zero() => tokio::time::sleep(left.min(MAX_SLEEP)).await,
-        _ => tokio::time::sleep(MAX_SLEEP).await,
+    let left = due.duration_since(SystemTime::now()).unwrap_or_default();
+    if left > MAX_SLEEP + coalesced_sleep::MAX_DELAY {
+        coalesced_sleep::sleep(MAX_SLEEP).await;
+    } else if left.is_zero() {
+        tokio::time::sleep(MAX_SLEEP).await;
+    } else {
+        tokio::time::sleep(left.min(MAX_SLEEP)).await;
     }
 }
 

@@ -158,6 +158,11 @@ fn configure(
         }
         (_, false) => upstream.address.to_string(),
     };
+    // Descriptors that sessions leave are for clients without a session, of which a storm has many.
+    let max_sessions = match mode.all_cores {
+        true => STORM_SESSIONS,
+        false => MAX_CONNECTIONS,
+    };
     serve
         .arg("serve")
         .env("TEESQL_LISTEN", "127.0.0.1:0")
@@ -184,16 +189,7 @@ fn configure(
         .env("TEESQL_READWRITE_SECRET", &workspace.readwrite_secret)
         .env("TEESQL_PG_PASSWORD_READ", &workspace.password)
         .env("TEESQL_PG_PASSWORD_READWRITE", &workspace.password)
-        // What is left of the descriptors is for clients without a session, of which a storm has many.
-        .env(
-            "TEESQL_MAX_CONNECTIONS",
-            if mode.all_cores {
-                STORM_SESSIONS
-            } else {
-                MAX_CONNECTIONS
-            }
-            .to_string(),
-        )
+        .env("TEESQL_MAX_CONNECTIONS", max_sessions.to_string())
         .env("TEESQL_LOG_FORMAT", "json")
         .env("TEESQL_DRAIN_TIMEOUT", "1s");
     if mode.attested {

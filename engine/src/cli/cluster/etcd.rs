@@ -14,7 +14,7 @@ pub(super) const SCRIPT: &str = include_str!("etcd.sh");
 pub(super) fn environment(member: &Member<'_>) -> String {
     let own = member.cluster.own;
     let founders = member.options.founders.unwrap_or(usize::MAX);
-    // While one member is recovered, the others wait for it: two of them would found another etcd.
+    // While one member is recovered, the others wait for it: two of them would found a second cluster of etcd.
     let is_founder = own < founders && member.options.recover.is_none();
     let names = member.cluster.members.iter().map(|member| member.name);
     let peers: Vec<_> = names

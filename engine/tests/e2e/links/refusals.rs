@@ -55,7 +55,7 @@ fn refusals(fixture: &Fixture) {
     let mut link = raw_link(None, first.address());
     refused(&mut link, &first, b"", 2, "no_certificate");
 
-    // Members, with requests that are refused. Lines of one kind are limited, so each kind has another reason.
+    // Members, with requests that are refused. Lines of one kind are limited, so each request has a different reason.
     let as_member = || raw_link(Some((&tdx, "b")), first.address());
     let unknown = request(b"b", b"a", b"sshd");
     refused(

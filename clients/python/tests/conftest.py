@@ -82,7 +82,8 @@ def threads() -> list[str]:
     for task in Path("/proc/self/task").iterdir():
         try:
             names.append((task / "comm").read_text().strip())
-        except FileNotFoundError:
+        # The second is from a thread that has ended between the opening of its file and the reading (ESRCH).
+        except (FileNotFoundError, ProcessLookupError):
             continue
     return sorted(names)
 

@@ -34,7 +34,7 @@ pub(crate) fn trial<F: Future<Output = ()>>(
     trial_that_leaks(name, async || {
         assert!(threads().is_empty(), "before: {:?}", threads());
         test().await;
-        until("the end of the threads", || threads().is_empty()).await;
+        no_threads().await;
     })
 }
 
@@ -98,6 +98,12 @@ pub(crate) fn threads() -> BTreeMap<String, usize> {
         }
     }
     found
+}
+
+/// Waits until no thread of a forwarder is left. A thread is listed in `/proc` for a moment after
+/// it was joined.
+pub(crate) async fn no_threads() {
+    until("the end of the threads", || threads().is_empty()).await;
 }
 
 /// The number of open descriptors.

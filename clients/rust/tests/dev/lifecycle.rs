@@ -8,7 +8,9 @@ use libtest_mimic::Trial;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use teesql::ErrorKind;
 
-use crate::harness::{SOON, builder, connect, descriptors, threads, trial, until, user};
+use crate::harness::{
+    SOON, builder, connect, descriptors, no_threads, threads, trial, until, user,
+};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -32,7 +34,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 async fn stop_leaves_nothing() {
     assert!(threads().is_empty(), "{:?}", threads());
     let before = descriptors();
-    for round in 0..3 {
+    for _ in 0..3 {
         let forwarder = builder().start().await.unwrap();
         let client = connect(&forwarder).await.unwrap();
         assert_eq!(user(&client).await, "teesql_readwrite");
@@ -47,7 +49,7 @@ async fn stop_leaves_nothing() {
         assert!(first.is_none() || first == Some(Ok(())));
         let (one, two) = futures_util::future::join(forwarder.stop(), forwarder.stop()).await;
         assert_eq!((one, two), (Ok(()), Ok(())));
-        assert!(threads().is_empty(), "{round}: {:?}", threads());
+        no_threads().await;
         // The driver's task has its socket for a moment longer.
         until("the end of the driver's socket", || descriptors() <= before).await;
         let error = std::net::TcpStream::connect((address.as_str(), port)).unwrap_err();
@@ -71,7 +73,7 @@ async fn drop_leaves_nothing() {
     assert!(begun.elapsed() < SOON);
     assert!(client.query_one("select 1", &[]).await.is_err());
     drop(client);
-    until("the end of the threads", || threads().is_empty()).await;
+    no_threads().await;
     until("the end of the sockets", || descriptors() <= before).await;
 }
 
@@ -83,7 +85,7 @@ async fn a_start_that_is_dropped_ends() {
         let started = tokio::time::timeout(Duration::from_millis(millis), start).await;
         drop(started);
     }
-    until("the end of the threads", || threads().is_empty()).await;
+    no_threads().await;
     until("the end of the sockets", || descriptors() <= before).await;
 }
 
@@ -139,7 +141,7 @@ async fn stop_while_a_driver_connects() {
     forwarder.stop().await.unwrap();
     assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
     assert!(connecting.await.unwrap().is_err());
-    assert!(threads().is_empty());
+    no_threads().await;
 }
 
 /// Limits, signals and what the kernel may dump are the program's.

@@ -7,7 +7,9 @@ use libtest_mimic::Trial;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use teesql::{ErrorKind, Forwarder};
 
-use crate::harness::{builder, connect, descriptors, is_strict, threads, trial, until, user};
+use crate::harness::{
+    builder, connect, descriptors, is_strict, no_threads, threads, trial, until, user,
+};
 
 const MANY: usize = 1_000;
 /// What an idle forwarder may cost, in KiB.
@@ -90,7 +92,7 @@ async fn a_thousand_forwarders() {
     let begun = Instant::now();
     futures_util::future::join_all(all.iter().map(Forwarder::stop)).await;
     println!("stopped in {:?}", begun.elapsed());
-    assert!(threads().is_empty());
+    no_threads().await;
     drop(all);
     until("the end of the sockets", || descriptors() <= before).await;
     setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
@@ -103,7 +105,7 @@ async fn too_few_descriptors_are_an_error() {
     let started = builder().start().await;
     setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
     assert_eq!(started.unwrap_err().kind(), ErrorKind::System);
-    until("the end of the threads", || threads().is_empty()).await;
+    no_threads().await;
     let forwarder = builder().start().await.unwrap();
     assert_eq!(
         user(&connect(&forwarder).await.unwrap()).await,

@@ -9,7 +9,7 @@ use teesql::{
 };
 use tokio::net::{TcpListener, UnixStream};
 
-use crate::harness::{env, trial};
+use crate::harness::{env, no_threads, trial};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -162,5 +162,5 @@ async fn nothing_is_left_behind() {
         teesql::verify_server_blocking("127.0.0.1", port(), &policy, &options)
     });
     result.await.unwrap().unwrap();
-    assert!(crate::harness::threads().is_empty());
+    no_threads().await;
 }

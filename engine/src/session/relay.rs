@@ -35,8 +35,9 @@ pub(crate) enum ClientSide {
 /// Relays bytes until both directions have ended or one has failed. `received` is plaintext that
 /// arrived from the plain side together with the last message of the login.
 ///
-/// This is not an `async fn`, because the future of that would keep space for the arguments, in
-/// addition to the half-relays that they are moved into, for as long as the session lasts.
+/// This is not an `async fn`, and the half-relays have no methods that take `self` or a buffer: such a
+/// future keeps space for its arguments in addition to what they are moved into, for as long as the
+/// session lasts.
 pub(crate) fn relay<E: TlsSide>(
     tls: TlsStream<E>,
     plain: Stream,
@@ -48,7 +49,7 @@ pub(crate) fn relay<E: TlsSide>(
     let (tls_read, tls_write) = tls.stream.into_split();
     let (plain_read, plain_write) = plain.into_split();
     let closed = Rc::new(Cell::new(None));
-    let opening = Opening {
+    let mut opening = Opening {
         session: Rc::clone(&session),
         control,
         closed: Rc::clone(&closed),
@@ -56,8 +57,9 @@ pub(crate) fn relay<E: TlsSide>(
         read: Reader::new(tls_read),
         write: plain_write,
         incoming: tls.incoming,
+        plain: tls.plain,
     };
-    let sealing = Sealing {
+    let mut sealing = Sealing {
         session,
         control,
         closed: Rc::clone(&closed),
@@ -69,8 +71,11 @@ pub(crate) fn relay<E: TlsSide>(
             ClientSide::Tls | ClientSide::Plain => Reader::new(plain_read),
         },
         write: tls_write,
+        plain: received,
     };
-    try_join(opening.run(tls.plain), sealing.run(received)).map(move |outcome| {
+    let opening = async move { opening.run().await };
+    let sealing = async move { sealing.run().await };
+    try_join(opening, sealing).map(move |outcome| {
         control.or_terminated(match (closed.get(), outcome) {
             (Some(Side::Plain), _) => CloseReason::UpstreamClosed,
             (Some(Side::Tls), _) | (None, Ok(_)) => CloseReason::ClientClosed,
@@ -108,11 +113,13 @@ struct Opening<'a, E> {
     write: WriteHalf,
     /// Ciphertext that has been read but not opened yet.
     incoming: Buffer,
+    /// Plaintext that has not been written yet.
+    plain: Buffer,
 }
 
 impl<E: TlsSide> Opening<'_, E> {
-    async fn run(mut self, plain: Buffer) -> Result<(), CloseReason> {
-        let mut result = self.relay_until_close(plain).await;
+    async fn run(&mut self) -> Result<(), CloseReason> {
+        let mut result = self.relay_until_close().await;
         if self.control.is_link() {
             if result.is_err() {
                 // Before the write half is dropped, which would send FIN.
@@ -129,7 +136,8 @@ impl<E: TlsSide> Opening<'_, E> {
                 // The server closed before it sent a byte, although the client waits for one.
                 result = Err(CloseReason::ClientIo(io::ErrorKind::UnexpectedEof.into()));
             }
-            self.send_error(result.as_ref().err()).await;
+            // Boxed: no session should hold space for the way in which it may end.
+            Box::pin(self.send_error(result.as_ref().err())).await;
         }
         result?;
         record_close(&self.closed, Side::Tls);
@@ -160,16 +168,17 @@ impl<E: TlsSide> Opening<'_, E> {
     }
 
     /// Relays until the TLS side closes or either side fails.
-    async fn relay_until_close(&mut self, mut plain: Buffer) -> Result<(), CloseReason> {
+    async fn relay_until_close(&mut self) -> Result<(), CloseReason> {
         loop {
-            if !plain.is_empty() {
+            if !self.plain.is_empty() {
                 match self.client_side {
-                    ClientSide::Tls => self.control.count_received(plain.len()),
-                    ClientSide::Plain => self.control.count_sent(plain.len()),
+                    ClientSide::Tls => self.control.count_received(self.plain.len()),
+                    ClientSide::Plain => self.control.count_sent(self.plain.len()),
                 }
+                let plain = std::mem::replace(&mut self.plain, Buffer::none());
                 let (result, _) = self.write.write_all(plain).await;
                 if let Err(error) = result {
-                    return self.discard(error).await;
+                    return Box::pin(self.discard(error)).await;
                 }
             }
             if self.session.borrow().peer_closed() {
@@ -194,10 +203,10 @@ impl<E: TlsSide> Opening<'_, E> {
                     Err(error) => return Err(CloseReason::ClientIo(error)),
                 }
             }
-            plain = Buffer::take(self.incoming.size());
+            self.plain = Buffer::take(self.incoming.size());
             self.session
                 .borrow_mut()
-                .open(&mut self.incoming, &mut plain)
+                .open(&mut self.incoming, &mut self.plain)
                 .map_err(CloseReason::TlsSession)?;
         }
         Ok(())
@@ -236,11 +245,13 @@ struct Sealing<'a, E> {
     client_side: ClientSide,
     read: Reader<'a>,
     write: WriteHalf,
+    /// Plaintext that has not been sealed yet.
+    plain: Buffer,
 }
 
 impl<E: TlsSide> Sealing<'_, E> {
-    async fn run(mut self, plain: Buffer) -> Result<(), CloseReason> {
-        let result = self.relay_until_end(plain).await;
+    async fn run(&mut self) -> Result<(), CloseReason> {
+        let result = self.relay_until_end().await;
         if result.is_err() {
             // While the read half keeps the descriptor open: another socket could have its number afterwards.
             reset_plain_of_link(self.control, self.client_side);
@@ -248,31 +259,32 @@ impl<E: TlsSide> Sealing<'_, E> {
         result
     }
 
-    async fn relay_until_end(&mut self, mut plain: Buffer) -> Result<(), CloseReason> {
+    async fn relay_until_end(&mut self) -> Result<(), CloseReason> {
         let read_error = loop {
-            if !plain.is_empty() {
+            if !self.plain.is_empty() {
                 match self.client_side {
-                    ClientSide::Tls => self.control.count_sent(plain.len()),
-                    ClientSide::Plain => self.control.count_received(plain.len()),
+                    ClientSide::Tls => self.control.count_sent(self.plain.len()),
+                    ClientSide::Plain => self.control.count_received(self.plain.len()),
                 }
-                let mut outgoing = Buffer::take(plain.size());
+                let mut outgoing = Buffer::take(self.plain.size());
                 self.session
                     .borrow_mut()
-                    .seal(plain.filled(), &mut outgoing)
+                    .seal(self.plain.filled(), &mut outgoing)
                     .map_err(CloseReason::TlsSession)?;
-                plain.consume(usize::MAX);
+                self.plain.consume(usize::MAX);
                 let (result, _) = self.write.write_all(outgoing).await;
                 result.map_err(CloseReason::ClientIo)?;
             }
+            let plain = std::mem::replace(&mut self.plain, Buffer::none());
             let (result, filled) = self.read.read(plain).await;
-            plain = filled;
+            self.plain = filled;
             match result {
                 Ok(0) => break None,
                 Ok(_) => {}
                 Err(error) => break Some(error),
             }
         };
-        drop(plain);
+        self.plain = Buffer::none();
         if self.control.is_link() {
             return self.end_link(read_error).await;
         }

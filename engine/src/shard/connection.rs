@@ -39,19 +39,20 @@ impl<S: ConnectionHandler> Shard<S> {
     ) {
         let shard_metrics = &self.handler.context().shard_metrics;
         let number = self.limit.next_number();
-        let mut info = ConnectionInfo::new(number, peer);
+        let info = Rc::new(RefCell::new(ConnectionInfo::new(number, peer)));
         let control = Rc::new(ConnectionControl::new(
-            info.accepted + self.timeouts.login,
+            info.borrow().accepted + self.timeouts.login,
             Rc::clone(shard_metrics),
             Rc::clone(&self.activity),
         ));
         let Some(place) = self.unattested.enter(self.source(peer), &control) else {
-            return self.dropped(&info);
+            return self.dropped(&info.borrow());
         };
         let permit = self.limit.permit(place);
         shard_metrics.accepted();
-        info.audit = (self.handler.context().audit.is_some()).then(Box::default);
-        let info = Rc::new(RefCell::new(info));
+        if self.handler.context().audit.is_some() {
+            info.borrow_mut().audit = Some(Box::default());
+        }
         let handler = Box::pin(self.handler.serve(stream, &permit, &control, &info));
         let end = self.supervise(handler, &control, &info).await;
         drop((permit, assignment));
@@ -66,14 +67,14 @@ impl<S: ConnectionHandler> Shard<S> {
         assignment: ShardAssignment,
         route: LinkRoute,
     ) {
-        let info = ConnectionInfo::new(self.limit.next_number(), peer);
+        let number = self.limit.next_number();
+        let info = Rc::new(RefCell::new(ConnectionInfo::new(number, peer)));
         let control = Rc::new(ConnectionControl::new(
-            info.accepted + self.timeouts.login,
+            info.borrow().accepted + self.timeouts.login,
             Rc::clone(&self.handler.context().shard_metrics),
             Rc::clone(&self.activity),
         ));
         let permit = self.limit.link_permit();
-        let info = Rc::new(RefCell::new(info));
         let handler = self
             .handler
             .open_link(stream, route, &permit, &control, &info);

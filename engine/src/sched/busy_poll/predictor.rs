@@ -22,8 +22,8 @@ const MAX_COST: f64 = 2.0;
 const RECENT_SESSIONS: usize = 2;
 /// Messages without polling at the beginning of a trial, and then with it.
 const TRIAL: u32 = 32;
-/// Polls after which a decision is checked.
-const CHECK: u32 = 32;
+/// Polls after which a decision is checked. Among fewer, a single late message outweighs what the others save.
+const CHECK: u32 = 128;
 /// Messages until the next trial, at first and at most. It doubles while trials change nothing.
 const MIN_INTERVAL: u32 = 64;
 const MAX_INTERVAL: u32 = 16_384;

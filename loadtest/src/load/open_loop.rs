@@ -1,21 +1,22 @@
 //! Open-loop pacing: requests fall due at times that are fixed in advance.
 //!
 //! monoio's timers have a resolution of one millisecond, ten times a query's latency. Each worker
-//! therefore has a pacer thread, which sleeps on the kernel's high-resolution timer and sends one
-//! byte through a socket pair for each request that falls due.
+//! therefore has a timer of the operating system (timerfd), which its ring waits for like a socket. A thread that
+//! sleeps and wakes the worker would cost a task switch for each request, on a core that the load may share with Postgres.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::io::Write as _;
+use std::io;
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-use monoio::io::AsyncReadRent;
 use monoio::net::UnixStream;
-use nix::sys::prctl::set_timerslack;
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use crate::error::{Result, io_context};
 use crate::latency::Schedule;
@@ -112,18 +113,9 @@ pub(super) fn start_pacer(
     window: Window,
     queue: Rc<DueQueue>,
 ) -> Result<()> {
-    let failed = || io_context("cannot start a pacer");
-    let (receiver, sender) = StdUnixStream::pair().map_err(failed())?;
-    let readiness = monoio::utils::is_legacy();
-    receiver.set_nonblocking(readiness).map_err(failed())?;
-    let receiver = UnixStream::from_std(receiver).map_err(failed())?;
+    let timer = SystemTimer::new().map_err(io_context("cannot start a pacer"))?;
     let times = intended_starts(worker, schedule, window.end);
-    let timer_times = times.clone();
-    std::thread::Builder::new()
-        .name("pacer".to_owned())
-        .spawn(move || run_timer(timer_times, sender, window.end))
-        .map_err(failed())?;
-    monoio::spawn(enqueue_due(receiver, times, queue));
+    monoio::spawn(enqueue_due(timer, times, window.end, queue));
     Ok(())
 }
 
@@ -132,7 +124,7 @@ fn intended_starts(
     worker: Worker,
     schedule: Schedule,
     end: Instant,
-) -> impl Iterator<Item = Instant> + Clone + Send + 'static {
+) -> impl Iterator<Item = Instant> + 'static {
     let first = u64::try_from(worker.index).unwrap_or(0);
     (first..)
         .step_by(worker.count.max(1))
@@ -140,48 +132,55 @@ fn intended_starts(
         .take_while(move |intended| *intended < end)
 }
 
-/// Sends a byte for each of `times` when it has come, and closes the socket at `end`. After a late
-/// wake-up it sends all bytes that are due in one write: a write costs as much as some queries.
-fn run_timer(times: impl Iterator<Item = Instant>, mut sender: StdUnixStream, end: Instant) {
-    const DUE: [u8; 256] = [0; 256];
-    // The kernel delays timers by 50 µs to gather them, which every latency would include.
-    let _ = set_timerslack(1);
-    let mut times = times.peekable();
-    while let Some(intended) = times.next() {
-        sleep_until(intended);
-        let now = Instant::now();
-        let more = std::iter::from_fn(|| times.next_if(|intended| *intended <= now));
-        let count = 1 + more.take(DUE.len() - 1).count();
-        if sender.write_all(DUE.get(..count).unwrap_or(&DUE)).is_err() {
-            return;
+/// A timer of the operating system with the resolution of its clock.
+struct SystemTimer {
+    timer: TimerFd,
+    /// A second descriptor of the timer in the only type that monoio waits for: a socket.
+    watched: UnixStream,
+}
+
+impl SystemTimer {
+    fn new() -> io::Result<Self> {
+        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
+        let copy = timer.as_fd().try_clone_to_owned()?;
+        let watched = UnixStream::from_std(StdUnixStream::from(copy))?;
+        Ok(Self { timer, watched })
+    }
+
+    /// Returns at once if `then` has passed.
+    async fn until(&self, then: Instant) -> io::Result<()> {
+        let left = then.saturating_duration_since(Instant::now());
+        if left == Duration::ZERO {
+            return Ok(());
         }
-    }
-    sleep_until(end);
-}
-
-fn sleep_until(then: Instant) {
-    let rest = then.saturating_duration_since(Instant::now());
-    if rest > Duration::ZERO {
-        std::thread::sleep(rest);
+        let once = Expiration::OneShot(TimeSpec::from_duration(left));
+        self.timer.set(once, TimerSetTimeFlags::empty())?;
+        self.watched.readable(false).await
     }
 }
 
+/// Puts each of `times` into the queue when it has come, and closes the queue at `end`.
 async fn enqueue_due(
-    mut receiver: UnixStream,
-    mut times: impl Iterator<Item = Instant>,
+    timer: SystemTimer,
+    times: impl Iterator<Item = Instant>,
+    end: Instant,
     queue: Rc<DueQueue>,
 ) {
-    let mut buffer = vec![0; 4096];
-    loop {
-        let (result, back) = receiver.read(buffer).await;
-        buffer = back;
-        match result {
-            Ok(bytes) if bytes > 0 => times.by_ref().take(bytes).for_each(|due| queue.push(due)),
-            _ => break,
+    let mut times = times.peekable();
+    while let Some(next) = times.peek() {
+        if timer.until(*next).await.is_err() {
+            break;
+        }
+        // After a late wake-up there are several.
+        let now = Instant::now();
+        while let Some(due) = times.next_if(|due| *due <= now) {
+            queue.push(due);
         }
     }
-    // Requests that a delayed pacer did not announce were due all the same.
+    // Without the timer the rest was due all the same, and was not started.
     times.for_each(|due| queue.push(due));
+    let _ = timer.until(end).await;
     queue.close();
 }
 
@@ -202,6 +201,32 @@ mod tests {
         starts.sort();
         let expected: Vec<_> = (0..10).map(|number| schedule.intended(number)).collect();
         assert_eq!(starts, expected);
+    }
+
+    #[test]
+    fn requests_fall_due_at_their_times_and_the_queue_closes_at_the_end() {
+        let mut runtime = crate::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let (queue, start) = (DueQueue::new(), Instant::now());
+            let schedule = Schedule::new(start, 10_000.0);
+            let end = start + Duration::from_millis(20);
+            let window = Window {
+                warmup_start: start,
+                start,
+                end,
+            };
+            let worker = Worker { index: 0, count: 1 };
+            start_pacer(worker, schedule, window, Rc::clone(&queue)).unwrap();
+            let mut taken = Vec::new();
+            while let Some(due) = queue.next().await {
+                assert!(due.intended <= Instant::now());
+                taken.push(due.intended);
+            }
+            assert!(Instant::now() >= end);
+            taken.extend(queue.drain_unstarted());
+            let expected: Vec<_> = intended_starts(worker, schedule, end).collect();
+            assert_eq!(taken, expected);
+        });
     }
 
     #[test]

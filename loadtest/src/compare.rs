@@ -15,7 +15,7 @@ mod threads;
 pub use options::{MAX_ROUNDS, Options, Part};
 
 use crate::error::{Error, Result};
-use crate::machine::{CpuTicks, Machine};
+use crate::machine::{CpuTicks, KernelThreads, Machine};
 use crate::mock_tdx::unix_now;
 use crate::peers::postgres::Postgres;
 use crate::peers::workspace::{Cores, Workspace};
@@ -42,7 +42,7 @@ pub fn run(options: &Options, progress: &Progress) -> Result<Report> {
     progress.log("starting Postgres");
     let workspace = Workspace::new(cores, options.programs.as_deref())?;
     let postgres = Postgres::start(&workspace)?;
-    let before = CpuTicks::now();
+    let (before, kernel_before) = (CpuTicks::now(), KernelThreads::now());
     let mut run = Run {
         options,
         progress,
@@ -58,7 +58,7 @@ pub fn run(options: &Options, progress: &Progress) -> Result<Report> {
     run_parts(&mut run)?;
     let stolen = CpuTicks::now().stolen_since(before);
     run.record_settings(stolen);
-    run.record_remarks(stolen);
+    run.record_remarks(stolen, &KernelThreads::now().busy_since(&kernel_before));
     let mut report = run.report;
     evaluate_targets(&mut report);
     Ok(report)

@@ -1,9 +1,13 @@
 //! Description of the machine, and how busy it is.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
+
+use crate::process_usage::{self, Pid};
 
 /// The machine and its state at the start of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -124,6 +128,79 @@ impl CpuTicks {
     }
 }
 
+/// Process ID of `kthreadd`, the parent of all kernel threads.
+const KTHREADD: &str = "2";
+/// Kernel threads that also work for the programs that are measured: network, deferred work, memory reclamation of RCU.
+const WORK_FOR_PROGRAMS: [&str; 3] = ["ksoftirqd/", "kworker/", "rcu_"];
+/// Share of one core from which on a kernel thread is reported.
+const MIN_KERNEL_SHARE: f64 = 0.005;
+
+/// CPU time of the kernel threads that work for themselves, such as `kdamond`. They run for many
+/// milliseconds at a time, and no program is served on their core meanwhile.
+pub struct KernelThreads {
+    read_at: Instant,
+    used: BTreeMap<(Pid, String), Duration>,
+}
+
+impl KernelThreads {
+    /// Reads the CPU times from `/proc`. Threads that cannot be read are left out.
+    #[must_use]
+    pub fn now() -> Self {
+        let mut used = BTreeMap::new();
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Some(pid) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok())
+            else {
+                continue;
+            };
+            let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            if let Some(name) = kernel_thread(&stat)
+                && let Ok(cpu) = process_usage::cpu_of(pid)
+            {
+                used.insert((pid, name.to_owned()), cpu);
+            }
+        }
+        Self {
+            read_at: Instant::now(),
+            used,
+        }
+    }
+
+    /// The threads that used a notable share of a core since `before`, with that share, 0 to 1. The largest
+    /// comes first.
+    #[must_use]
+    pub fn busy_since(&self, before: &Self) -> Vec<(String, f64)> {
+        let seconds = (self.read_at - before.read_at).as_secs_f64().max(1e-9);
+        let share = |(thread, cpu): (&(Pid, String), &Duration)| {
+            let old = before.used.get(thread).copied().unwrap_or_default();
+            (
+                thread.1.clone(),
+                cpu.saturating_sub(old).as_secs_f64() / seconds,
+            )
+        };
+        let shares = self.used.iter().map(share);
+        let mut busy: Vec<_> = shares
+            .filter(|(_, share)| *share >= MIN_KERNEL_SHARE)
+            .collect();
+        busy.sort_by(|(_, one), (_, other)| other.total_cmp(one));
+        busy
+    }
+}
+
+/// The name of a kernel thread that works for itself, from its `/proc/<pid>/stat`: the ID, the name in parentheses, the state,
+/// the ID of the parent. [proc_pid_stat(5)]
+fn kernel_thread(stat: &str) -> Option<&str> {
+    let (start, rest) = stat.rsplit_once(") ")?;
+    let (_, name) = start.split_once(" (")?;
+    let for_programs = WORK_FOR_PROGRAMS
+        .iter()
+        .any(|prefix| name.starts_with(prefix));
+    let parent = rest.split(' ').nth(1)?;
+    (parent == KTHREADD && !for_programs).then_some(name)
+}
+
 /// Raises the descriptor limit of this process, which child processes inherit, as far as the system
 /// allows. Returns the new limit.
 #[must_use]
@@ -164,6 +241,40 @@ mod tests {
         let now = CpuTicks::now();
         assert!((0.0..=1.0).contains(&now.stolen_since(before)));
         assert!((0.0..=1.0).contains(&now.busy_since(before)));
+    }
+
+    #[test]
+    fn kernel_threads_that_work_for_themselves_are_found() {
+        let stat = |name: &str, parent: u32| format!("77 ({name}) S {parent} 0 0 0 -1 2129984 0");
+        assert_eq!(kernel_thread(&stat("kdamond.0", 2)), Some("kdamond.0"));
+        assert_eq!(kernel_thread(&stat("a) name (", 2)), Some("a) name ("));
+        assert_eq!(kernel_thread(&stat("postgres", 1)), None);
+        assert_eq!(kernel_thread(&stat("ksoftirqd/1", 2)), None);
+        assert_eq!(kernel_thread(&stat("kworker/1:2-events", 2)), None);
+        assert_eq!(kernel_thread(""), None);
+    }
+
+    #[test]
+    fn kernel_threads_are_reported_by_their_share_of_a_core() {
+        let read_at = Instant::now();
+        let threads = |seconds: u64, millis: &[(&str, u64)]| KernelThreads {
+            read_at: read_at + Duration::from_secs(seconds),
+            used: (1..)
+                .zip(millis)
+                .map(|(pid, (name, millis))| {
+                    ((pid, (*name).to_owned()), Duration::from_millis(*millis))
+                })
+                .collect(),
+        };
+        let before = threads(0, &[("kcompactd0", 100), ("kswapd0", 5)]);
+        let now = threads(
+            10,
+            &[("kcompactd0", 149), ("kswapd0", 105), ("kdamond.0", 900)],
+        );
+        let busy = [("kdamond.0".to_owned(), 0.09), ("kswapd0".to_owned(), 0.01)];
+        assert_eq!(now.busy_since(&before), busy);
+        let read = KernelThreads::now();
+        assert_eq!(read.busy_since(&read), []);
     }
 
     #[test]

@@ -174,7 +174,7 @@ impl Run<'_> {
     }
 
     /// Adds remarks on everything that makes the results less reliable.
-    pub(super) fn record_remarks(&mut self, stolen: f64) {
+    pub(super) fn record_remarks(&mut self, stolen: f64, kernel_threads: &[(String, f64)]) {
         let machine = &self.report.machine;
         let mut remarks = Vec::new();
         if machine.busy_before > preflight::IDLE_THRESHOLD {
@@ -188,6 +188,15 @@ impl Run<'_> {
             remarks.push(format!(
                 "The hypervisor gave {:.1} % of the CPU time to other guests.",
                 stolen * 100.0
+            ));
+        }
+        if !kernel_threads.is_empty() {
+            let name = |(name, share): &(String, f64)| format!("{name} {:.1} %", share * 100.0);
+            let names: Vec<_> = kernel_threads.iter().map(name).collect();
+            remarks.push(format!(
+                "Threads of the kernel used a core at the same time: {}. The upper percentiles contain \
+                 the time in which they had it.",
+                names.join(", ")
             ));
         }
         if machine.cores < 4 {

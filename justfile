@@ -30,7 +30,7 @@ lint:
 docs:
     cargo doc --workspace --no-deps --features engine/mock,teesql/sqlx,teesql/tokio-postgres --open
 
-# Compare with other proxies; `just bench --quick` takes 5 minutes
+# Compare with other proxies; `just bench --quick` takes 11 minutes
 bench *args:
     scripts/bench {{args}}
 

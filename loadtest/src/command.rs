@@ -134,7 +134,7 @@ fn compare_command() -> Command {
         .about("Measure the sidecar and the other proxies in turn, and write the report")
         .arg(switch(
             "quick",
-            "Fewer and shorter measurements: about 5 minutes instead of 35",
+            "Fewer and shorter measurements: about 11 minutes instead of 40",
         ))
         .arg(flag(
             "rounds",

@@ -18,6 +18,10 @@ use crate::endpoint::{Endpoint, Opening};
 use crate::error::Result;
 use workspace::Workspace;
 
+/// The arms that a [`fake_postgres`] says nothing about: it has no Unix socket, and the loads that use it have no
+/// session for which a shard polls.
+pub const NOT_WITH_FAKE_POSTGRES: [PeerKind; 2] = [PeerKind::SidecarUnix, PeerKind::SidecarNoPoll];
+
 /// Starts an arm in front of `upstream`, pinned to the core for proxies.
 ///
 /// # Errors

@@ -434,6 +434,8 @@ fn a_small_comparison_writes_a_report() {
         "open-8-30",
         "open-8-60",
         "open-8-80",
+        "capacity-fake",
+        "open-fake",
         "capacity-mixture",
         "mixture",
         "copy-out",

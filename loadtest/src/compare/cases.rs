@@ -13,6 +13,9 @@ use crate::report::Sample;
 /// A measurement of one client is split into this many short ones. Its latency depends on how
 /// deeply the cores sleep, which changes from one moment to the next.
 const SINGLE_CLIENT_SPLIT: u8 = 8;
+/// The same for a dedicated core: there Postgres and the load answer at one of two rates, between
+/// which they change within seconds, and the fewer queries there are, the more each costs a proxy.
+const DEDICATED_SPLIT: u8 = 3;
 /// Measurements of COPY for each round. One takes a third of a second.
 const COPY_ROUNDS: usize = 2;
 /// Concurrent connections of the handshake load.
@@ -57,28 +60,28 @@ const LOGIN: &[(&str, &str)] = &[
 
 impl Run<'_> {
     pub(super) fn queries(&mut self, peers: &[Peer]) -> Result<()> {
-        self.selects(peers, self.options.clients.clone(), "select", "")
+        self.selects(peers, self.options.clients.clone(), ("select", "", 1))
     }
 
     /// The same with a dedicated core for the proxy. One client is left out: nothing competes for a
     /// core while one query is in progress.
     pub(super) fn apart(&mut self, peers: &[Peer]) -> Result<()> {
         let several = self.options.clients.iter().filter(|clients| **clients > 1);
-        self.selects(peers, several.copied().collect(), "apart", DEDICATED)
+        let part = ("apart", DEDICATED, DEDICATED_SPLIT);
+        self.selects(peers, several.copied().collect(), part)
     }
 
     fn selects(
         &mut self,
         peers: &[Peer],
         numbers: Vec<usize>,
-        part: &str,
-        place: &str,
+        (part, place, split): (&str, &str, u8),
     ) -> Result<()> {
         let (progress, threads) = (self.progress, self.threads);
         for clients in numbers {
             let (word, parts) = match clients {
                 1 => ("client", SINGLE_CLIENT_SPLIT),
-                _ => ("clients", 1),
+                _ => ("clients", split),
             };
             let rounds = self.options.rounds * usize::from(parts);
             let seconds = self.options.seconds / f64::from(parts);

@@ -1,5 +1,6 @@
 //! Open loops at a share of what a direct connection bears, with a dedicated core for the proxy:
-//! short queries alone, and a mixture with large results.
+//! short queries alone, and a mixture with large results. On a small machine the tails are those of Postgres' processes,
+//! which share a core: one case has a fake Postgres of one thread, so that it shows the tails of the proxies.
 //!
 //! Latency counts from the intended start ([`crate::latency`]). An arm that does not keep up has a
 //! queue that grows for as long as the load runs, and its latencies say how long that was: such a
@@ -10,19 +11,34 @@ use super::run::Run;
 use crate::error::{Error, Result};
 use crate::load::query::{self, QueryLoad};
 use crate::peers::postgres::SCALE;
-use crate::peers::{self, Peer, PeerKind};
+use crate::peers::workspace::Placement;
+use crate::peers::{self, NOT_WITH_FAKE_POSTGRES, Peer, PeerKind, Upstream, fake_postgres};
+use crate::progress::Progress;
 use crate::report::{Case, Sample};
 use crate::script::QueryMode;
 
 /// Each rate at which direct is tried, relative to the last one, and their number.
 const PROBE_STEP: f64 = 0.85;
 const MAX_PROBES: i32 = 12;
+/// Direct has to keep up with a rate so many times in a row: what Postgres bears changes from one second to the next.
+const PROBES_OF_A_RATE: usize = 3;
 /// Shares of the direct capacity, in percent.
-const SHARES: [u32; 3] = [30, 60, 80];
+const SHARES: [u32; 3] = [30, TARGET_SHARE, 80];
+/// There is a target for this share and number of sessions. It has so many times as many rounds: a few moments of a
+/// round decide its p99.
+const TARGET_SHARE: u32 = 60;
+const TARGET_SESSIONS: usize = 64;
+const TARGET_ROUNDS: usize = 3;
+/// The share with a fake Postgres. At more than this, the load takes all of its core on a machine with two: behind a proxy each
+/// request costs it more.
+const FAKE_POSTGRES_SHARE: u32 = 30;
 /// Sessions and share of the mixture. Each arm must bear it: a large result costs PgBouncer seven
 /// times as much CPU as the sidecar.
 const MIXTURE_SESSIONS: usize = 64;
 const MIXTURE_SHARE: u32 = 30;
+/// Length of a measurement of the mixture, relative to the others. In a tenth of a percent of the short queries there
+/// would otherwise be two or three.
+const MIXTURE_LENGTH: f64 = 3.0;
 /// An arm that serves less than this percentage of the requests of a round is saturated.
 const MIN_SERVED: f64 = 99.0;
 
@@ -51,55 +67,97 @@ const MIXTURE: &[(&str, &str)] = &[
 ];
 
 /// Identifier of the case with this number of sessions at this share of the direct capacity.
-pub(super) fn open_loop_key(sessions: usize, share: u32) -> String {
+fn key_of(sessions: usize, share: u32) -> String {
     format!("open-{sessions}-{share}")
+}
+
+/// Identifier of the case that has a target.
+pub(super) fn target_key() -> String {
+    key_of(TARGET_SESSIONS, TARGET_SHARE)
 }
 
 /// What is asked at a share of the direct capacity, of each arm.
 struct Requests<'a> {
+    upstream: &'a Upstream,
     peers: &'a [Peer],
     mode: QueryMode,
     sessions: usize,
     rounds: usize,
+    seconds: f64,
     name: String,
 }
 
 impl Run<'_> {
     pub(super) fn open_loop(&mut self, peers: &[Peer]) -> Result<()> {
+        let postgres = self.postgres;
         for (sessions, rounds) in self.options.open_loops.clone() {
             let requests = Requests {
+                upstream: &postgres.upstream,
                 peers,
                 mode: QueryMode::Prepared,
                 sessions,
                 rounds,
+                seconds: self.options.seconds,
                 name: format!("SELECT, prepared, {sessions} clients"),
             };
             let capacity = self.capacity(&requests, &format!("capacity-{sessions}"))?;
             for share in SHARES {
-                let key = open_loop_key(sessions, share);
-                self.at_share(&requests, &key, (share, capacity), OPEN, |load| {
-                    let [latencies, ..] = &load.latencies;
-                    let percentiles = [50.0, 90.0, 99.0, 99.9, 99.99];
-                    let mut figures: Vec<_> = percentiles
-                        .map(|percent| Some(latencies.percentile(percent)))
-                        .into();
-                    figures.push(load.micros_per_query());
-                    figures.push(Some(load.lateness.percentile(99.0)));
-                    figures
-                })?;
+                let key = key_of(sessions, share);
+                let times = match (sessions, share) {
+                    (TARGET_SESSIONS, TARGET_SHARE) => TARGET_ROUNDS,
+                    _ => 1,
+                };
+                let requests = Requests {
+                    rounds: rounds * times,
+                    name: requests.name.clone(),
+                    ..requests
+                };
+                self.at_share(&requests, &key, (share, capacity), OPEN, open_figures)?;
             }
         }
-        Ok(())
+        self.open_loop_with_fake_postgres()
+    }
+
+    fn open_loop_with_fake_postgres(&mut self) -> Result<()> {
+        let Some((sessions, rounds)) = self.options.open_loops.first().copied() else {
+            return Ok(());
+        };
+        let (fake, upstream) = fake_postgres::start(self.workspace)?;
+        self.workspace.cores.place(Placement::Apart, fake.pid())?;
+        let mut peers = Vec::new();
+        for kind in &self.options.arms {
+            if NOT_WITH_FAKE_POSTGRES.contains(kind) {
+                continue;
+            }
+            match peers::start(*kind, self.workspace, &upstream) {
+                Ok(peer) => peers.push(peer),
+                Err(error) => self.remark(format!("fake Postgres: {kind} is left out: {error}")),
+            }
+        }
+        let requests = Requests {
+            upstream: &upstream,
+            peers: &peers,
+            mode: QueryMode::Prepared,
+            sessions,
+            rounds,
+            seconds: self.options.seconds,
+            name: format!("SELECT, prepared, {sessions} clients, fake Postgres"),
+        };
+        let capacity = self.capacity(&requests, "capacity-fake")?;
+        let share = (FAKE_POSTGRES_SHARE, capacity);
+        self.at_share(&requests, "open-fake", share, OPEN, open_figures)
     }
 
     pub(super) fn mixture(&mut self, peers: &[Peer]) -> Result<()> {
         let rounds = self.options.open_loops.iter().map(|(_, rounds)| *rounds);
-        let sessions = MIXTURE_SESSIONS;
+        let (sessions, postgres) = (MIXTURE_SESSIONS, self.postgres);
         let requests = Requests {
+            upstream: &postgres.upstream,
             peers,
             mode: QueryMode::Mixture,
             sessions,
             rounds: rounds.max().unwrap_or(1),
+            seconds: self.options.seconds * MIXTURE_LENGTH,
             name: format!("95 % short queries, 5 % results of 1 MB, {sessions} clients"),
         };
         let capacity = self.capacity(&requests, "capacity-mixture")?;
@@ -121,7 +179,7 @@ impl Run<'_> {
     /// placement. It is less than in a closed loop, where a process that gets its turn finds
     /// several requests at once: the search starts there and goes down until direct keeps up.
     fn capacity(&mut self, requests: &Requests<'_>, key: &str) -> Result<f64> {
-        let direct = peers::start(PeerKind::Direct, self.workspace, &self.postgres.upstream)?;
+        let direct = peers::start(PeerKind::Direct, self.workspace, requests.upstream)?;
         let load = self.load(requests, &direct);
         let progress = self.progress;
         let title = format!("{}, what direct bears{DEDICATED}", requests.name);
@@ -130,18 +188,18 @@ impl Run<'_> {
         self.measure_rounds(1, key, &title, CAPACITY, &arms, |_, _| {
             let closed = load.run(progress)?.per_second();
             let mut rates = (0..MAX_PROBES).map(|probe| closed * PROBE_STEP.powi(probe));
-            let bears = rates.try_fold((), |(), rate| {
+            let rate = rates.try_fold((), |(), rate| {
                 let probe = QueryLoad {
                     rate: Some(rate),
                     ..load.clone()
                 };
-                match probe.run(progress).map(|outcome| outcome.served(rate)) {
-                    Ok(served) if served * 100.0 >= MIN_SERVED => Err(Ok(rate)),
-                    Ok(_) => Ok(()),
+                match keeps_up(&probe, rate, progress) {
+                    Ok(true) => Err(Ok(rate)),
+                    Ok(false) => Ok(()),
                     Err(error) => Err(Err(error)),
                 }
             });
-            let rate = bears.err().transpose()?;
+            let rate = rate.err().transpose()?;
             Ok(sample_of([Some(closed), rate]))
         })?;
         let case = self.report.case(key);
@@ -188,9 +246,31 @@ impl Run<'_> {
             scale: SCALE,
             threads: self.threads,
             pid: peer.pid(),
-            ..QueryLoad::new(endpoint, login, requests.sessions, self.options.seconds)
+            ..QueryLoad::new(endpoint, login, requests.sessions, requests.seconds)
         }
     }
+}
+
+/// Whether the load is served at `rate` in each of [`PROBES_OF_A_RATE`] measurements.
+fn keeps_up(load: &QueryLoad, rate: f64, progress: &Progress) -> Result<bool> {
+    for _ in 0..PROBES_OF_A_RATE {
+        if load.run(progress)?.served(rate) * 100.0 < MIN_SERVED {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The figures of [`OPEN`] after the share that was served.
+fn open_figures(load: &query::Outcome) -> Vec<Option<f64>> {
+    let [latencies, ..] = &load.latencies;
+    let percentiles = [50.0, 90.0, 99.0, 99.9, 99.99];
+    let percentiles = percentiles.map(|percent| Some(latencies.percentile(percent)));
+    let cost = [
+        load.micros_per_query(),
+        Some(load.lateness.percentile(99.0)),
+    ];
+    percentiles.into_iter().chain(cost).collect()
 }
 
 /// The share that was served and, unless the arm was saturated, the other figures.

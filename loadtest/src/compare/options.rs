@@ -107,7 +107,7 @@ impl Part {
 }
 
 impl Options {
-    /// The standard comparison, which takes about 35 minutes.
+    /// The standard comparison, which takes about 40 minutes.
     #[must_use]
     pub fn standard() -> Self {
         Self {

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::in_memory;
 use crate::load::{connection_storm, idle, query};
 use crate::peers::postgres::SCALE;
-use crate::peers::{self, Peer, PeerKind, SidecarMode, fake_postgres};
+use crate::peers::{self, NOT_WITH_FAKE_POSTGRES, Peer, PeerKind, SidecarMode, fake_postgres};
 use crate::report::IdleMemory;
 use crate::stats::format_figure;
 
@@ -51,17 +51,10 @@ impl Run<'_> {
                 self.options.idle, self.workspace.max_descriptors
             ));
         }
-        // The fake Postgres has no Unix socket, and idle connections do not poll.
-        let absent = [
-            PeerKind::Direct,
-            PeerKind::SidecarUnix,
-            PeerKind::SidecarNoPoll,
-        ];
-        let proxies = self
-            .options
-            .arms
-            .iter()
-            .filter(|kind| !absent.contains(kind));
+        let proxies =
+            self.options.arms.iter().filter(|kind| {
+                **kind != PeerKind::Direct && !NOT_WITH_FAKE_POSTGRES.contains(kind)
+            });
         let mut arms: Vec<(String, Option<PeerKind>)> = proxies
             .map(|kind| (kind.to_string(), Some(*kind)))
             .collect();

@@ -1,7 +1,7 @@
 //! The performance targets, and their evaluation on a report.
 
 use super::cases::IN_MEMORY;
-use super::open_loop::open_loop_key;
+use super::open_loop::target_key;
 use super::scalability::{ACTIVE, ATTESTED, growth_arm};
 use crate::peers::PeerKind;
 use crate::report::{Bound, Report, Target};
@@ -103,7 +103,7 @@ fn dedicated_core(report: &Report) -> Vec<Target> {
 
 /// Latencies at fixed rates, where neither arm may be saturated.
 fn fixed_rates(report: &Report) -> Vec<Target> {
-    let (open, open_note) = at_rate(report, &open_loop_key(64, 60), "p99");
+    let (open, open_note) = at_rate(report, &target_key(), "p99");
     let (mixture, mixture_note) = at_rate(report, "mixture", "p99.9");
     vec![
         target(

@@ -16,8 +16,8 @@ use crate::config::{ClusterConfig, ProcessConfig, SetLimits, UnattestedLimits};
 /// runtimes and log (about 30), connections to Postgres, the guest agent, PCCS and name server, files that are read, and
 /// second descriptors of connections that move to another shard or whose dial is in progress.
 const RESERVED: u64 = 192;
-/// Descriptors of a shard: listener, mailbox, driver, timer; 9 were counted.
-const PER_SHARD: u64 = 16;
+/// Descriptors of a shard: up to 8 listeners; mailbox, driver and timer, of which 8 were counted.
+const PER_SHARD: u64 = 24;
 /// Descriptors of a session: the client's socket and Postgres'.
 const PER_SESSION: u64 = 2;
 /// Descriptors of a client that is not attested yet or logs in: its socket, and two to Postgres for a CancelRequest to one
@@ -167,14 +167,14 @@ mod tests {
 
     #[test]
     fn limits_that_fit_are_kept() {
-        assert_eq!(DEFAULT.descriptors(2), 32_224);
-        assert_eq!(DEFAULT.fit(32_224, 2), Some(DEFAULT));
+        assert_eq!(DEFAULT.descriptors(2), 32_240);
+        assert_eq!(DEFAULT.fit(32_240, 2), Some(DEFAULT));
         assert_eq!(DEFAULT.fit(u64::MAX, 64), Some(DEFAULT));
     }
 
     #[test]
     fn limits_that_do_not_fit_are_lowered() {
-        for available in [32_223, 4_096, 1_024, 300] {
+        for available in [32_239, 4_096, 1_024, 300] {
             let fit = DEFAULT.fit(available, 2).unwrap();
             assert!(fit.descriptors(2) <= available, "{available}: {fit:?}");
             assert!(
@@ -185,7 +185,7 @@ mod tests {
             assert!(fit.of_unattested() * 2 < available, "{available}: {fit:?}");
         }
         let fit = DEFAULT.fit(1_024, 2).unwrap();
-        assert_eq!((fit.sessions, fit.unattested), (301, 33));
+        assert_eq!((fit.sessions, fit.unattested), (296, 32));
         // What few sessions leave is for the clients without one.
         let few = Places {
             sessions: 100,

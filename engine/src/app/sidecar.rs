@@ -283,7 +283,8 @@ async fn start<R>(
 /// Binds the addresses and serves HTTP. Clients cannot connect yet.
 fn bind(config: &Config) -> Result<StartupContext, StartError> {
     let driver = lifecycle::choose_driver(config.process.driver)?;
-    let listener = listener::bind(config.listen, config.process.shards)
+    let sockets = config.process.shards * listener::sockets_of_a_shard();
+    let listener = listener::bind(config.listen, sockets)
         .map_err(system(format!("cannot listen on {}", config.listen)))?;
     let metrics = Arc::new(Metrics::new()?);
     shard_metrics::register_all(&metrics, config.process.shards);
@@ -432,10 +433,14 @@ fn spawn_shards(
         listen: listener.address(),
         admin: admin.as_ref().map(admin::Server::address),
     };
-    let listeners = listener
+    let sockets = listener
         .open()
         .map_err(system(format!("cannot listen on {}", config.listen)))?;
-    let listeners = listeners.into_iter().map(Listener::Tcp).collect();
+    let mut sockets = sockets.into_iter().map(Listener::Tcp);
+    let of_each = sockets.len() / config.process.shards;
+    let listeners = (0..config.process.shards)
+        .map(|_| sockets.by_ref().take(of_each).collect())
+        .collect();
     let shards =
         pool::spawn(&factory, &shard_config, listeners).map_err(system("cannot start a shard"))?;
     tracing::info!(

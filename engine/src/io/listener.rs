@@ -1,5 +1,8 @@
-//! Listening sockets: TCP sockets that share a port with `SO_REUSEPORT`, one for each shard, and Unix
+//! Listening sockets: TCP sockets that share a port with `SO_REUSEPORT`, one or more for each shard, and Unix
 //! sockets.
+//!
+//! A shard may have several because the kernel bounds the accept queue of each, and clients that reconnect all at once wait
+//! there (docs/adr/0040-storms.md).
 //!
 //! A second process must never share the port unnoticed, since it would receive a part of the clients.
 
@@ -18,6 +21,14 @@ use crate::io::stream::{Stream, tune};
 /// Pending connections in the accept queue of one listener: as many as the kernel allows, `net.core.somaxconn`, which is
 /// 4,096 since Linux 5.4. Connections that find no place there are tried again by their kernels, first after a second.
 const BACKLOG: i32 = i32::MAX;
+/// The kernel's limit for the accept queue of one socket. [`net.core.somaxconn`, Documentation/admin-guide/sysctl/net.rst]
+const SOMAXCONN: &str = "/proc/sys/net/core/somaxconn";
+/// Its default since Linux 5.4.
+const DEFAULT_SOMAXCONN: usize = 4_096;
+/// Places for clients that wait for one shard, which admits some 500 a second on a core: a minute's worth.
+const PLACES_OF_A_SHARD: usize = 32_768;
+/// Sockets of one shard.
+const MAX_SOCKETS_OF_A_SHARD: usize = 8;
 
 /// Sockets that are bound but do not listen yet. Connections are refused until [`Self::open`]. In an
 /// accept queue they would hang while the process waits for its dependencies.
@@ -25,6 +36,19 @@ const BACKLOG: i32 = i32::MAX;
 pub(crate) struct BoundListener {
     address: SocketAddr,
     sockets: Vec<Socket>,
+}
+
+/// The number of sockets with which a shard has [`PLACES_OF_A_SHARD`], or as many as [`MAX_SOCKETS_OF_A_SHARD`] have.
+pub(crate) fn sockets_of_a_shard() -> usize {
+    let limit = std::fs::read_to_string(SOMAXCONN).ok();
+    let limit = limit.and_then(|text| text.trim().parse().ok());
+    sockets_for(limit.unwrap_or(DEFAULT_SOMAXCONN))
+}
+
+fn sockets_for(somaxconn: usize) -> usize {
+    PLACES_OF_A_SHARD
+        .div_ceil(somaxconn.max(1))
+        .min(MAX_SOCKETS_OF_A_SHARD)
 }
 
 /// Binds `count` sockets to one address with `SO_REUSEPORT`. With port 0 all of them get the same free
@@ -223,6 +247,18 @@ mod tests {
             .map(|listener| listener.local_addr().unwrap())
             .collect();
         assert_eq!(addresses, [address; 3]);
+    }
+
+    #[test]
+    fn a_shard_has_as_many_sockets_as_its_places_take() {
+        assert_eq!(sockets_for(65_535), 1);
+        assert_eq!(sockets_for(PLACES_OF_A_SHARD), 1);
+        assert_eq!(sockets_for(20_000), 2);
+        assert_eq!(sockets_for(DEFAULT_SOMAXCONN), 8);
+        // Before Linux 5.4, and what no system has.
+        assert_eq!(sockets_for(128), MAX_SOCKETS_OF_A_SHARD);
+        assert_eq!(sockets_for(0), MAX_SOCKETS_OF_A_SHARD);
+        assert!((1..=MAX_SOCKETS_OF_A_SHARD).contains(&sockets_of_a_shard()));
     }
 
     #[test]

@@ -11,13 +11,15 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use slab::Slab;
 
 use crate::io::listener::{self, ActiveListener, Listener};
 use crate::io::offload::PendingJobs;
 use crate::io::peer::Peer;
 use crate::io::stream::Stream;
-use crate::io::tcp_info::backlog_len;
+use crate::io::tcp_info;
 use crate::sched::yield_now::yield_now;
 use crate::session::activity::ShardActivity;
 use crate::session::control::{ConnectionControl, TerminateReason};
@@ -77,7 +79,8 @@ pub(crate) struct Shard<S> {
     /// Changes of policy or collateral so far.
     pub(super) revalidations: Cell<u64>,
     pub(super) leader_change: LeaderChange,
-    listener: Cell<Option<RawFd>>,
+    /// The open listeners.
+    listeners: RefCell<Vec<RawFd>>,
     accept_failures: AcceptFailures,
     /// Woken when the last connection has ended.
     pub(super) emptied: RefCell<Option<Waker>>,
@@ -106,7 +109,7 @@ impl<S: ConnectionHandler> Shard<S> {
             draining: Cell::new(false),
             revalidations: Cell::new(0),
             leader_change: LeaderChange::default(),
-            listener: Cell::new(None),
+            listeners: RefCell::default(),
             accept_failures: AcceptFailures::default(),
             emptied: RefCell::new(None),
             background: Rc::default(),
@@ -116,14 +119,16 @@ impl<S: ConnectionHandler> Shard<S> {
     /// Serves until drained. [`Self::take`] must get its messages meanwhile.
     ///
     /// # Errors
-    /// The listener cannot be used.
-    pub(crate) async fn run(self: Rc<Self>, listener: Listener) -> io::Result<()> {
-        let listener = listener.on_this_thread()?;
-        self.listener.set(Some(listener.raw_fd()));
+    /// A listener cannot be used.
+    pub(crate) async fn run(self: Rc<Self>, listeners: Vec<Listener>) -> io::Result<()> {
+        let listeners = listeners.into_iter().map(Listener::on_this_thread);
+        let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
+        let open = listeners.iter().map(ActiveListener::raw_fd).collect();
+        self.listeners.replace(open);
         self.background.spawn(Rc::clone(&self).upkeep());
-        self.accept_all(&listener).await;
-        self.listener.set(None);
-        drop(listener);
+        self.accept_all(&listeners).await;
+        self.listeners.take();
+        drop(listeners);
         self.all_ended().await;
         self.background.end().await;
         Ok(())
@@ -157,8 +162,8 @@ impl<S: ConnectionHandler> Shard<S> {
             Message::JobDone(result) => self.jobs.complete(result),
             Message::Drain => {
                 self.draining.set(true);
-                if let Some(fd) = self.listener.get() {
-                    self.end_accept(fd);
+                for fd in self.listeners.borrow().iter() {
+                    self.end_accept(*fd);
                 }
             }
             Message::TerminateAll => {
@@ -194,7 +199,7 @@ impl<S: ConnectionHandler> Shard<S> {
     /// Shutting a Unix socket down does not end an accept on Linux; a connection does. The
     /// shards share the socket, and each needs one connection.
     async fn wake_accept(self: Rc<Self>, path: PathBuf) {
-        while self.listener.get().is_some() {
+        while !self.listeners.borrow().is_empty() {
             listener::wake_accept(&path);
             monoio::time::sleep(WAKE_ACCEPT_INTERVAL).await;
         }
@@ -208,37 +213,50 @@ impl<S: ConnectionHandler> Shard<S> {
             .collect()
     }
 
-    async fn accept_all(self: &Rc<Self>, listener: &ActiveListener) {
-        loop {
-            self.wait_for_place(listener).await;
-            // The message may have come before the listener was there to be ended.
+    /// Accepts from each listener in turn, until drained.
+    async fn accept_all(self: &Rc<Self>, listeners: &[ActiveListener]) {
+        let mut accepts = FuturesUnordered::new();
+        // The message may have come before the listeners were there to be ended.
+        if !self.draining.get() {
+            accepts.extend(listeners.iter().map(accept_from));
+        }
+        // Each accept has to end, also after the drain has begun.
+        while let Some((accepted, listener)) = accepts.next().await {
             if self.draining.get() {
-                return;
+                continue;
             }
-            match listener.accept().await {
-                Ok(_) if self.draining.get() => return,
+            match accepted {
                 Ok((stream, peer)) => {
                     self.dispatch(stream, peer);
                     // It is served before the next accept: what it has sent may be a whole ClientHello.
                     yield_now().await;
                 }
-                Err(_) if self.draining.get() => return,
                 Err(error) => {
                     self.accept_failed(&error);
                     monoio::time::sleep(ACCEPT_BACKOFF).await;
                 }
             }
+            self.wait_for_place().await;
+            if !self.draining.get() {
+                accepts.push(accept_from(listener));
+            }
         }
     }
 
     /// Waits until a connection can be accepted. Those in the backlog count for the pace of the handshakes.
-    async fn wait_for_place(&self, listener: &ActiveListener) {
+    async fn wait_for_place(&self) {
         let handshake_queue = &self.activity.handshake_queue;
         while self.unattested.is_full(Instant::now()) && !self.draining.get() {
-            handshake_queue.set_backlog(backlog_len(listener.raw_fd()));
+            handshake_queue.set_backlog(self.backlog_len());
             monoio::time::sleep(BACKLOG_INTERVAL).await;
         }
         handshake_queue.set_backlog(0);
+    }
+
+    /// Connections that the kernel has completed for this shard and that are not accepted yet.
+    fn backlog_len(&self) -> u32 {
+        let listeners = self.listeners.borrow();
+        listeners.iter().copied().map(tcp_info::backlog_len).sum()
     }
 
     /// Serves a connection on this shard, or hands it to the one with the fewest.
@@ -303,6 +321,11 @@ impl<S: ConnectionHandler> Shard<S> {
         })
         .await;
     }
+}
+
+/// The next connection of a listener, and the listener.
+async fn accept_from(listener: &ActiveListener) -> (io::Result<(Stream, Peer)>, &ActiveListener) {
+    (listener.accept().await, listener)
 }
 
 /// Failed accepts that are not logged yet.

@@ -84,14 +84,14 @@ pub(crate) struct ShardPool {
     is_shared: bool,
 }
 
-/// Starts a shard for each listener.
+/// Starts a shard for each element of `listeners`, which accepts from all of that element.
 ///
 /// # Errors
 /// The system has no thread or descriptor left.
 pub(crate) fn spawn<P: HandlerFactory>(
     factory: &Arc<P>,
     shard_config: &Arc<ShardConfig>,
-    listeners: Vec<Listener>,
+    listeners: Vec<Vec<Listener>>,
 ) -> io::Result<ShardPool> {
     let cores = shard_config.pin.then(core_affinity::get_core_ids).flatten();
     let cores = cores.unwrap_or_default();
@@ -102,7 +102,7 @@ pub(crate) fn spawn<P: HandlerFactory>(
     let senders = ends.iter().map(|(sender, _)| sender.clone().into());
     let mailboxes: Arc<[ShardSender]> = senders.collect();
     let balancer = Balancer::new(listeners.len());
-    for (index, (listener, (sender, inbox))) in listeners.into_iter().zip(ends).enumerate() {
+    for (index, (listeners, (sender, inbox))) in listeners.into_iter().zip(ends).enumerate() {
         let core = cores.get(index).copied();
         let siblings = SiblingShards {
             own: index,
@@ -137,7 +137,7 @@ pub(crate) fn spawn<P: HandlerFactory>(
                         tracing::error!(%error, "a shard gets no further messages");
                     }
                 });
-                let ended = shard.run(listener).await;
+                let ended = shard.run(listeners).await;
                 own.activity.timers.stop();
                 ended
             };
@@ -187,7 +187,7 @@ pub(crate) fn spawn_shared<P: HandlerFactory>(
         let mail = Rc::clone(&shard);
         slot.receive(move |message| mail.take(message));
         drop(monoio::spawn(async move {
-            let end = catch_panic(shard.run(listener)).await;
+            let end = catch_panic(shard.run(vec![listener])).await;
             drop(slot);
             // The control thread may be gone already.
             let _ = report.send(end);

@@ -276,7 +276,7 @@ fn few_descriptors(fixture: &Fixture) {
     });
     assert_eq!(warning["level"], "WARN", "{warning}");
     assert_eq!(warning["limit"], 400, "{warning}");
-    assert_eq!(warning["needed"], 32_224, "{warning}");
+    assert_eq!(warning["needed"], 32_240, "{warning}");
     assert_eq!(warning["max_connections"], 67, "{warning}");
     assert_eq!(warning["max_unattested_connections"], 7, "{warning}");
     let mut session = fixture.session(&sidecar);

@@ -259,7 +259,8 @@ fn spawn_shards(
             Ok(pool::spawn_shared(state, shard_config, listener, thread))
         }
         (Threads::Own | Threads::OwnShards(_), listeners) => {
-            pool::spawn(state, shard_config, listeners).map_err(failed())
+            let listeners = listeners.into_iter().map(|listener| vec![listener]);
+            pool::spawn(state, shard_config, listeners.collect()).map_err(failed())
         }
     }
 }

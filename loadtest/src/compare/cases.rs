@@ -31,6 +31,9 @@ pub(super) const IN_MEMORY: &str = "rustls in memory";
 /// Ends the title of a case in which Postgres and the load keep off the proxy's core.
 pub(super) const DEDICATED: &str = ", dedicated core";
 
+/// Proxies through which a client logs in to Postgres itself: what a login costs without TLS, and with it.
+const LEAVES_LOGIN_TO_CLIENT: [PeerKind; 2] = [PeerKind::PlainRelay, PeerKind::TokioBaseline];
+
 /// The sidecar with `client_auth = password`.
 const PASSWORD: &str = "sidecar, password from clients";
 
@@ -141,7 +144,10 @@ impl Run<'_> {
         self.handshakes(peers, &attested)?;
         let mode = SidecarMode::attested_password();
         let password = peers::start_sidecar(self.workspace, upstream, mode)?;
-        self.logins(&attested, &password)
+        let others = peers
+            .iter()
+            .filter(|peer| LEAVES_LOGIN_TO_CLIENT.contains(&peer.kind));
+        self.logins(&attested, &password, others)
     }
 
     fn handshakes(&mut self, peers: &[Peer], attested: &Peer) -> Result<()> {
@@ -190,27 +196,27 @@ impl Run<'_> {
         })
     }
 
-    fn logins(&mut self, scram: &Peer, password: &Peer) -> Result<()> {
+    fn logins<'a>(
+        &mut self,
+        scram: &Peer,
+        password: &Peer,
+        others: impl Iterator<Item = &'a Peer>,
+    ) -> Result<()> {
         let workspace = self.workspace;
         let direct = peers::start(PeerKind::Direct, workspace, &self.postgres.upstream)?;
-        let arms = [
-            (direct.endpoint.clone(), workspace.scram_login(), None),
-            (
-                scram.endpoint.clone(),
-                workspace.secret_scram_login(),
-                scram.pid(),
-            ),
-            (
-                password.endpoint.clone(),
-                workspace.secret_scram_login(),
-                password.pid(),
-            ),
-        ];
-        let names = ["direct", "sidecar", PASSWORD].map(str::to_owned);
+        let arm = |name: &str, peer: &Peer, login| {
+            (name.to_owned(), peer.endpoint.clone(), login, peer.pid())
+        };
+        let (own, of_sidecar) = (workspace.scram_login(), workspace.secret_scram_login());
+        let mut arms = vec![arm("direct", &direct, own.clone())];
+        arms.extend(others.map(|peer| arm(&peer.kind.to_string(), peer, own.clone())));
+        arms.push(arm("sidecar", scram, of_sidecar.clone()));
+        arms.push(arm(PASSWORD, password, of_sidecar));
+        let names: Vec<_> = arms.iter().map(|(name, ..)| name.clone()).collect();
         let (progress, threads, seconds) = (self.progress, self.threads, self.options.seconds);
         let title = "Logins, SCRAM to the sidecar and to Postgres";
         self.measure("login", title, LOGIN, &names, |index, _| {
-            let (endpoint, login, pid) = arms.get(index).ok_or(Error::Stopped)?;
+            let (_, endpoint, login, pid) = arms.get(index).ok_or(Error::Stopped)?;
             let load = connect_load(
                 endpoint,
                 login,

@@ -132,7 +132,7 @@ impl Options {
         }
     }
 
-    /// A shorter comparison of about 5 minutes, with less precision.
+    /// A shorter comparison of about 11 minutes, with less precision.
     #[must_use]
     pub fn quick() -> Self {
         Self {

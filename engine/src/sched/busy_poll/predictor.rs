@@ -22,11 +22,17 @@ const MAX_COST: f64 = 2.0;
 const RECENT_SESSIONS: usize = 2;
 /// Messages without polling at the beginning of a trial, and then with it.
 const TRIAL: u32 = 32;
+/// Messages without polling in a trial that confirms the decision to poll. Each of them is slow, so that they have to be few;
+/// those of the trials before still count.
+const CONFIRMATION: u32 = 8;
 /// Polls after which a decision is checked. Among fewer, a single late message outweighs what the others save.
 const CHECK: u32 = 128;
-/// Messages until the next trial, at first and at most. It doubles while trials change nothing.
+/// Messages until the next trial, at first and at most. It grows while trials change nothing.
 const MIN_INTERVAL: u32 = 64;
 const MAX_INTERVAL: u32 = 16_384;
+/// By which factor: faster while the shard polls, since a poll that is not worth it any more is noticed without a trial.
+const GROWTH: u32 = 2;
+const GROWTH_POLLING: u32 = 8;
 /// Initial and maximum back-off after the poller was preempted: another thread wants this
 /// core, and would delay the shard by a whole time slice for each poll.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
@@ -156,10 +162,9 @@ impl ArrivalPredictor {
         }
         (self.phase, self.left) = match self.phase {
             Phase::Decided => {
-                self.waits
-                    .iter_mut()
-                    .for_each(|wait| wait.slept = Mean::default());
-                (Phase::Sleep, TRIAL)
+                let messages = if self.polls() { CONFIRMATION } else { TRIAL };
+                self.waits.iter_mut().for_each(WaitTimes::begin_sleeping);
+                (Phase::Sleep, messages)
             }
             Phase::Sleep => {
                 self.waits.iter_mut().for_each(WaitTimes::begin_polling);
@@ -168,13 +173,20 @@ impl ArrivalPredictor {
             Phase::Poll => {
                 // Not `any`: each of them decides.
                 let decided = self.waits.iter_mut().map(WaitTimes::decide);
-                self.interval = match decided.fold(false, |changed, next| changed | next) {
+                let has_changed = decided.fold(false, |changed, next| changed | next);
+                let growth = if self.polls() { GROWTH_POLLING } else { GROWTH };
+                self.interval = match has_changed {
                     true => MIN_INTERVAL,
-                    false => (2 * self.interval).min(MAX_INTERVAL),
+                    false => (growth * self.interval).min(MAX_INTERVAL),
                 };
                 (Phase::Decided, self.interval)
             }
         };
+    }
+
+    /// Whether it polls after queries and after answers.
+    fn polls(&self) -> bool {
+        self.waits.iter().all(|wait| wait.polls)
     }
 
     fn window_after(&mut self, direction: Direction) -> Option<Duration> {
@@ -246,6 +258,15 @@ impl WaitTimes {
         self.saved.add(0.0);
     }
 
+    /// Begins a trial. While the shard slept, the times are of all messages since the last trial, and say nothing about today's
+    /// queries; while it polled, they are those of few messages of former trials, which count by half each time.
+    fn begin_sleeping(&mut self) {
+        match self.polls {
+            true => self.slept.halve(),
+            false => self.slept = Mean::default(),
+        }
+    }
+
     /// Forgets the polls of the last trial: they say nothing about today's queries.
     fn begin_polling(&mut self) {
         (self.polled, self.cost, self.saved) = Default::default();
@@ -293,6 +314,13 @@ impl Mean {
     fn add(&mut self, value: f64) {
         self.sum += value;
         self.count = self.count.saturating_add(1);
+    }
+
+    /// Lets the values so far count by half.
+    fn halve(&mut self) {
+        let mean = self.get();
+        self.count /= 2;
+        self.sum = mean * f64::from(self.count);
     }
 
     /// The mean; 0 without values.
@@ -417,6 +445,16 @@ mod tests {
         shard.exchanges(MANY, LONG, WAKE / 2);
         assert_eq!(shard.exchanges(1, LONG, LONG), [true, false]);
         assert_eq!(shard.exchanges(2 * CHECK, LONG, LONG), [false, false]);
+    }
+
+    #[test]
+    fn few_messages_wait_for_a_trial_while_it_polls() {
+        let mut shard = Shard::new();
+        shard.exchanges(10 * MANY, SHORT, SHORT);
+        let (before, rounds) = (shard.polled, MAX_INTERVAL);
+        shard.exchanges(rounds, SHORT, SHORT);
+        let slept = 2 * rounds - (shard.polled - before);
+        assert!((1..=3 * CONFIRMATION).contains(&slept), "{slept}");
     }
 
     #[test]

@@ -277,8 +277,8 @@ fn few_descriptors(fixture: &Fixture) {
     assert_eq!(warning["level"], "WARN", "{warning}");
     assert_eq!(warning["limit"], 400, "{warning}");
     assert_eq!(warning["needed"], 32_240, "{warning}");
-    assert_eq!(warning["max_connections"], 67, "{warning}");
-    assert_eq!(warning["max_unattested_connections"], 7, "{warning}");
+    assert_eq!(warning["max_connections"], 62, "{warning}");
+    assert_eq!(warning["max_unattested_connections"], 6, "{warning}");
     let mut session = fixture.session(&sidecar);
     let silent = silent_sockets(&sidecar, 450);
     for _ in 0..5 {

@@ -11,13 +11,14 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::app::error::{StartError, system};
 use crate::config::{ClusterConfig, ProcessConfig, SetLimits, UnattestedLimits};
+use crate::io::listener::MAX_SOCKETS_OF_A_SHARD;
 
 /// Descriptors for everything but clients: 64 connections of the HTTP server, 5 of the control socket, standard streams,
 /// runtimes and log (about 30), connections to Postgres, the guest agent, PCCS and name server, files that are read, and
 /// second descriptors of connections that move to another shard or whose dial is in progress.
 const RESERVED: u64 = 192;
-/// Descriptors of a shard: up to 8 listeners; mailbox, driver and timer, of which 8 were counted.
-const PER_SHARD: u64 = 24;
+/// Descriptors of a shard: its listeners; mailbox, driver and timer, of which 8 were counted.
+const PER_SHARD: u64 = MAX_SOCKETS_OF_A_SHARD as u64 + 16;
 /// Descriptors of a session: the client's socket and Postgres'.
 const PER_SESSION: u64 = 2;
 /// Descriptors of a client that is not attested yet or logs in: its socket, and two to Postgres for a CancelRequest to one

@@ -28,7 +28,7 @@ const DEFAULT_SOMAXCONN: usize = 4_096;
 /// Places for clients that wait for one shard, which admits some 500 a second on a core: a minute's worth.
 const PLACES_OF_A_SHARD: usize = 32_768;
 /// Sockets of one shard.
-const MAX_SOCKETS_OF_A_SHARD: usize = 8;
+pub(crate) const MAX_SOCKETS_OF_A_SHARD: usize = 8;
 
 /// Sockets that are bound but do not listen yet. Connections are refused until [`Self::open`]. In an
 /// accept queue they would hang while the process waits for its dependencies.

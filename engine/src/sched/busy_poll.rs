@@ -64,18 +64,18 @@ impl BusyPoll {
     #[inline]
     pub(crate) fn observe(&self, transfer: Transfer) {
         if self.mode != BusyPollMode::Off {
-            self.observe_at(transfer, Instant::now());
+            self.observe_at(transfer, Instant::now);
         }
     }
 
-    fn observe_at(&self, transfer: Transfer, now: Instant) {
-        let time = match self.mode {
+    fn observe_at(&self, transfer: Transfer, clock: impl FnOnce() -> Instant) {
+        let until = match self.mode {
             BusyPollMode::Off => None,
-            BusyPollMode::Auto => self.predictor.borrow_mut().observe(transfer, now),
-            BusyPollMode::Always(time) => Some(time),
+            BusyPollMode::Auto => self.predictor.borrow_mut().observe(transfer, clock),
+            BusyPollMode::Always(time) => Some(clock() + time),
         };
-        self.poll_until.set(time.map(|time| now + time));
-        if time.is_some()
+        self.poll_until.set(until);
+        if until.is_some()
             && let Some(task) = self.idle.take()
         {
             task.wake();
@@ -248,7 +248,7 @@ mod tests {
                 until_idle(&busy).await;
                 let mut now = Instant::now();
                 for _ in 0..120 {
-                    busy.observe_at(QUERY, now);
+                    busy.observe_at(QUERY, || now);
                     let until = busy.poll_until.get();
                     now += match until.is_some_and(|until| now + ANSWER < until) {
                         true => ANSWER,

@@ -106,10 +106,20 @@ impl ArrivalPredictor {
         }
     }
 
-    /// Records a transfer. Returns how long to poll for the next one, if that is worth it.
-    pub(super) fn observe(&mut self, transfer: Transfer, now: Instant) -> Option<Duration> {
+    /// Records a transfer. Returns until when to poll for the next one, if that is worth it.
+    pub(super) fn observe(
+        &mut self,
+        transfer: Transfer,
+        clock: impl FnOnce() -> Instant,
+    ) -> Option<Instant> {
         let is_recent = self.is_recent(transfer.session);
         let last = self.last.take();
+        if !is_recent && last.as_ref().is_none_or(|last| last.window.is_none()) {
+            // With many busy sessions, most transfers are of this kind: they should not read the clock. The time to the
+            // next message is then not known.
+            return None;
+        }
+        let now = clock();
         // A larger one belongs to a stream, whose reads are coalesced instead.
         let counts = is_recent && transfer.bytes < buffer::SMALL;
         if let Some(last) = last {
@@ -132,7 +142,7 @@ impl ArrivalPredictor {
             direction: transfer.direction,
             window,
         });
-        window
+        window.map(|window| now + window)
     }
 
     /// Backs off, since the shard was preempted while it polled: for longer if the last
@@ -372,7 +382,8 @@ mod tests {
                 direction,
                 bytes,
             };
-            self.window = self.predictor.observe(transfer, self.now);
+            let until = self.predictor.observe(transfer, || self.now);
+            self.window = until.map(|until| until - self.now);
         }
 
         /// Rounds of a query and an answer. Returns whether it polls after a query, and after an answer.
@@ -472,6 +483,24 @@ mod tests {
             assert_eq!(shard.decisions(), [polls; 2], "{sessions}");
             assert_eq!(shard.polled > 0, polls);
         }
+    }
+
+    #[test]
+    fn the_clock_is_read_for_the_last_sessions_only() {
+        let (mut predictor, mut reads) = (ArrivalPredictor::new(), 0);
+        let now = Instant::now();
+        for session in (1..=100).chain([100, 99]) {
+            let transfer = Transfer {
+                session,
+                direction: Direction::ToServer,
+                bytes: 50,
+            };
+            predictor.observe(transfer, || {
+                reads += 1;
+                now
+            });
+        }
+        assert_eq!(reads, 2);
     }
 
     #[test]

@@ -7,12 +7,15 @@ use crate::error::{Error, Result};
 use crate::in_memory;
 use crate::load::{bulk, connect, query};
 use crate::peers::postgres::SCALE;
+use crate::peers::workspace::Placement;
 use crate::peers::{self, Peer, PeerKind, SidecarMode};
 use crate::report::Sample;
 
 /// A measurement of one client is split into this many short ones. Its latency depends on how
 /// deeply the cores sleep, which changes from one moment to the next.
 const SINGLE_CLIENT_SPLIT: u8 = 8;
+/// The same for a core that Postgres and the load share, so that the load runs on both halves of the cores.
+const SHARED_SPLIT: u8 = 2;
 /// The same for a dedicated core: there Postgres and the load answer at one of two rates, between
 /// which they change within seconds, and the fewer queries there are, the more each costs a proxy.
 const DEDICATED_SPLIT: u8 = 3;
@@ -61,37 +64,58 @@ const LOGIN: &[(&str, &str)] = &[
     ("cpu", "CPU ms/login"),
 ];
 
+/// A part that measures queries.
+struct QueryPart {
+    /// The first word of its cases' keys.
+    key: &'static str,
+    /// The end of their titles.
+    place: &'static str,
+    /// The number of short measurements instead of a long one.
+    split: u8,
+    /// Whether the load is on the proxies' half of the cores in every second round only.
+    alternates: bool,
+}
+
 impl Run<'_> {
     pub(super) fn queries(&mut self, peers: &[Peer]) -> Result<()> {
-        self.selects(peers, self.options.clients.clone(), ("select", "", 1))
+        let part = QueryPart {
+            key: "select",
+            place: "",
+            split: SHARED_SPLIT,
+            alternates: self.options.placement == Placement::Shared,
+        };
+        self.selects(peers, self.options.clients.clone(), &part)
     }
 
     /// The same with a dedicated core for the proxy. One client is left out: nothing competes for a
     /// core while one query is in progress.
     pub(super) fn apart(&mut self, peers: &[Peer]) -> Result<()> {
         let several = self.options.clients.iter().filter(|clients| **clients > 1);
-        let part = ("apart", DEDICATED, DEDICATED_SPLIT);
-        self.selects(peers, several.copied().collect(), part)
+        let part = QueryPart {
+            key: "apart",
+            place: DEDICATED,
+            split: DEDICATED_SPLIT,
+            alternates: false,
+        };
+        self.selects(peers, several.copied().collect(), &part)
     }
 
-    fn selects(
-        &mut self,
-        peers: &[Peer],
-        numbers: Vec<usize>,
-        (part, place, split): (&str, &str, u8),
-    ) -> Result<()> {
-        let (progress, threads) = (self.progress, self.threads);
+    fn selects(&mut self, peers: &[Peer], numbers: Vec<usize>, part: &QueryPart) -> Result<()> {
+        let (progress, threads, cores) = (self.progress, self.threads, &self.workspace.cores);
         for clients in numbers {
             let (word, parts) = match clients {
                 1 => ("client", SINGLE_CLIENT_SPLIT),
-                _ => ("clients", split),
+                _ => ("clients", part.split),
             };
+            // With one client the cores are idle most of the time, and a load that may move does not wait for the proxy.
+            let alternates = part.alternates && clients > 1;
             let rounds = self.options.rounds * usize::from(parts);
             let seconds = self.options.seconds / f64::from(parts);
-            let title = format!("SELECT, prepared, {clients} {word}{place}");
-            let key = format!("{part}-{clients}");
+            let title = format!("SELECT, prepared, {clients} {word}{}", part.place);
+            let key = format!("{}-{clients}", part.key);
             let arms = arms(peers, clients == 1);
-            self.measure_rounds(rounds, &key, &title, QUERY, &names(&arms), |index, _| {
+            let names = names(&arms);
+            self.measure_rounds(rounds, &key, &title, QUERY, &names, |index, round| {
                 let peer = arms.get(index).ok_or(Error::Stopped)?;
                 let (endpoint, login) = (peer.endpoint.clone(), peer.login.clone());
                 let load = query::QueryLoad {
@@ -100,7 +124,11 @@ impl Run<'_> {
                     pid: peer.pid(),
                     ..query::QueryLoad::new(endpoint, login, clients, seconds)
                 };
-                Ok(query_sample(&load.run(progress)?))
+                let outcome = match alternates {
+                    true => cores.alternate_load(round, || load.run(progress))?,
+                    false => load.run(progress)?,
+                };
+                Ok(query_sample(&outcome))
             })?;
         }
         Ok(())

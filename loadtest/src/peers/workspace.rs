@@ -78,6 +78,28 @@ impl Cores {
         }
         Ok(())
     }
+
+    /// Runs `load` with the threads that it starts on one half of the usable cores: in even rounds on the half with
+    /// the proxies' core, in odd ones on the other one. Otherwise the scheduler chooses one of the two, for as long as
+    /// the load runs, and a query costs a proxy up to a third less on the core of its client.
+    ///
+    /// # Errors
+    /// Those of `load`, or the affinity cannot be set.
+    pub fn alternate_load<T>(&self, round: usize, load: impl FnOnce() -> Result<T>) -> Result<T> {
+        pin(Pid::from_raw(0), half(&self.usable, round))?;
+        let done = load();
+        pin(Pid::from_raw(0), &self.usable)?;
+        done
+    }
+}
+
+/// The half of the `usable` cores on which the load of this round runs.
+fn half(usable: &[usize], round: usize) -> &[usize] {
+    let (others, with_proxy) = usable.split_at(usable.len() / 2);
+    match round % 2 {
+        1 if !others.is_empty() => others,
+        _ => with_proxy,
+    }
 }
 
 /// The cores of Postgres and the load among the `usable` ones.
@@ -238,4 +260,18 @@ fn random_hex() -> Result<String> {
     getrandom::fill(&mut bytes)
         .map_err(|error| io_context("cannot read random bytes")(error.into()))?;
     Ok(hex::encode(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::half;
+
+    #[test]
+    fn the_load_alternates_between_the_halves_of_the_cores() {
+        assert_eq!(half(&[2, 3], 0), [3]);
+        assert_eq!(half(&[2, 3], 1), [2]);
+        assert_eq!(half(&[0, 1, 2], 0), [1, 2]);
+        assert_eq!(half(&[0, 1, 2], 1), [0]);
+        assert_eq!(half(&[5], 0), half(&[5], 1));
+    }
 }

@@ -41,6 +41,7 @@ pub fn start(kind: PeerKind, workspace: &Workspace, upstream: &Upstream) -> Resu
         PeerKind::SidecarEpoll => sidecar::start(workspace, upstream, SidecarMode::epoll()),
         PeerKind::SidecarUnix => sidecar::start(workspace, upstream, SidecarMode::unix()),
         PeerKind::SidecarNoPoll => sidecar::start(workspace, upstream, SidecarMode::no_poll()),
+        PeerKind::SidecarPoll => sidecar::start(workspace, upstream, SidecarMode::poll()),
     }
 }
 

@@ -114,6 +114,7 @@ fn all_query_modes_work_with_all_arms() {
         PeerKind::SidecarEpoll,
         PeerKind::SidecarUnix,
         PeerKind::SidecarNoPoll,
+        PeerKind::SidecarPoll,
     ] {
         let peer = fixture.peer(kind);
         let modes = [

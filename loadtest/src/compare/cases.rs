@@ -113,7 +113,7 @@ impl Run<'_> {
             let seconds = self.options.seconds / f64::from(parts);
             let title = format!("SELECT, prepared, {clients} {word}{}", part.place);
             let key = format!("{}-{clients}", part.key);
-            let arms = arms(peers, clients == 1);
+            let arms = arms(peers, clients == 1, part.place == DEDICATED);
             let names = names(&arms);
             self.measure_rounds(rounds, &key, &title, QUERY, &names, |index, round| {
                 let peer = arms.get(index).ok_or(Error::Stopped)?;
@@ -142,7 +142,7 @@ impl Run<'_> {
         ];
         for (direction, key, word) in directions {
             let title = format!("COPY {word}, {} MiB", self.options.bulk);
-            let arms = arms(peers, false);
+            let arms = arms(peers, false, false);
             let rounds = self.options.rounds * COPY_ROUNDS;
             self.measure_rounds(rounds, key, &title, BULK, &names(&arms), |index, round| {
                 let peer = arms.get(index).ok_or(Error::Stopped)?;
@@ -291,9 +291,14 @@ fn require_all_connected(outcome: connect::Outcome) -> Result<connect::Outcome> 
     }
 }
 
-/// The arms that differ: a shard polls only for a `few` clients, and never in a stream.
-pub(super) fn arms(peers: &[Peer], few: bool) -> Vec<&Peer> {
-    let differs = |peer: &&Peer| few || peer.kind != PeerKind::SidecarNoPoll;
+/// The arms that differ: by itself a shard polls only for a `few` clients, and never in a stream. To poll for many is meant
+/// for a `dedicated` core.
+pub(super) fn arms(peers: &[Peer], few: bool, dedicated: bool) -> Vec<&Peer> {
+    let differs = |peer: &&Peer| match peer.kind {
+        PeerKind::SidecarNoPoll => few,
+        PeerKind::SidecarPoll => dedicated,
+        _ => true,
+    };
     peers.iter().filter(differs).collect()
 }
 

@@ -221,7 +221,7 @@ impl Run<'_> {
         let rate = capacity * f64::from(share) / 100.0;
         let name = &requests.name;
         let title = format!("{name}, open loop at {share} % of direct{DEDICATED}");
-        let arms = arms(requests.peers, false);
+        let arms = arms(requests.peers, false, true);
         let loads = arms.iter().map(|peer| QueryLoad {
             rate: Some(rate),
             ..self.load(requests, peer)

@@ -51,10 +51,10 @@ impl Run<'_> {
                 self.options.idle, self.workspace.max_descriptors
             ));
         }
-        let proxies =
-            self.options.arms.iter().filter(|kind| {
-                **kind != PeerKind::Direct && !NOT_WITH_FAKE_POSTGRES.contains(kind)
-            });
+        let proxies = self.options.arms.iter().filter(|kind| {
+            !matches!(kind, PeerKind::Direct | PeerKind::SidecarPoll)
+                && !NOT_WITH_FAKE_POSTGRES.contains(kind)
+        });
         let mut arms: Vec<(String, Option<PeerKind>)> = proxies
             .map(|kind| (kind.to_string(), Some(*kind)))
             .collect();

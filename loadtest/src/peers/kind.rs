@@ -37,11 +37,13 @@ pub enum PeerKind {
     SidecarUnix,
     /// The sidecar on io_uring, without busy polling.
     SidecarNoPoll,
+    /// The sidecar on io_uring, which always polls before it sleeps: for a dedicated core.
+    SidecarPoll,
 }
 
 impl PeerKind {
     /// All kinds, in the order of tables and charts.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Direct,
         Self::PlainRelay,
         Self::MonoioBaseline,
@@ -54,6 +56,7 @@ impl PeerKind {
         Self::SidecarEpoll,
         Self::SidecarUnix,
         Self::SidecarNoPoll,
+        Self::SidecarPoll,
     ];
 
     /// Name in tables, charts and flags.
@@ -72,6 +75,7 @@ impl PeerKind {
             Self::SidecarEpoll => "sidecar-epoll",
             Self::SidecarUnix => "sidecar-unix",
             Self::SidecarNoPoll => "sidecar-no-poll",
+            Self::SidecarPoll => "sidecar-poll",
         }
     }
 

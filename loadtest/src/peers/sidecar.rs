@@ -13,6 +13,10 @@ use crate::load::MAX_CONNECTIONS;
 
 /// Sessions of a sidecar that a storm connects to.
 const STORM_SESSIONS: usize = 3_000;
+/// Values of the `busy_poll` setting: without polling, and polling after every message for as long as it takes to wake a
+/// core of a virtual machine.
+const NEVER: &str = "off";
+const ALWAYS: &str = "50us";
 
 /// Configuration of the sidecar.
 #[derive(Clone, Copy, Debug)]
@@ -25,8 +29,8 @@ pub struct SidecarMode {
     pub all_cores: bool,
     /// Connect to Postgres' Unix socket.
     pub unix: bool,
-    /// Disable busy polling.
-    pub no_poll: bool,
+    /// The `busy_poll` setting.
+    pub busy_poll: &'static str,
     /// Clients send the secret in cleartext, instead of SCRAM.
     pub password: bool,
 }
@@ -39,7 +43,7 @@ impl Default for SidecarMode {
             attested: false,
             all_cores: false,
             unix: false,
-            no_poll: false,
+            busy_poll: "auto",
             password: false,
         }
     }
@@ -68,7 +72,16 @@ impl SidecarMode {
     #[must_use]
     pub fn no_poll() -> Self {
         Self {
-            no_poll: true,
+            busy_poll: NEVER,
+            ..Self::default()
+        }
+    }
+
+    /// The default, which always polls.
+    #[must_use]
+    pub fn poll() -> Self {
+        Self {
+            busy_poll: ALWAYS,
             ..Self::default()
         }
     }
@@ -130,7 +143,12 @@ pub(super) fn start(workspace: &Workspace, upstream: &Upstream, mode: SidecarMod
         kind: match mode {
             SidecarMode { epoll: true, .. } => PeerKind::SidecarEpoll,
             SidecarMode { unix: true, .. } => PeerKind::SidecarUnix,
-            SidecarMode { no_poll: true, .. } => PeerKind::SidecarNoPoll,
+            SidecarMode {
+                busy_poll: NEVER, ..
+            } => PeerKind::SidecarNoPoll,
+            SidecarMode {
+                busy_poll: ALWAYS, ..
+            } => PeerKind::SidecarPoll,
             _ => PeerKind::Sidecar,
         },
         endpoint: Endpoint::loopback(address, Opening::SslRequest, identity.as_ref())?,
@@ -175,10 +193,7 @@ fn configure(
             if mode.password { "password" } else { "scram" },
         )
         .env("TEESQL_SHARDS", if mode.all_cores { "auto" } else { "1" })
-        .env(
-            "TEESQL_BUSY_POLL",
-            if mode.no_poll { "off" } else { "auto" },
-        )
+        .env("TEESQL_BUSY_POLL", mode.busy_poll)
         .env(
             "TEESQL_DRIVER",
             if mode.epoll { "epoll" } else { "io_uring" },

@@ -36,6 +36,7 @@ pub(super) fn class(arm: &str) -> &'static str {
         "sidecar-epoll" => "c-epoll",
         "sidecar-unix" => "c-unix",
         "sidecar-no-poll" => "c-no-poll",
+        "sidecar-poll" => "c-poll",
         _ => "c-other",
     }
 }

@@ -103,14 +103,21 @@ fn dedicated_core(report: &Report) -> Vec<Target> {
 
 /// Latencies at fixed rates, where neither arm may be saturated.
 fn fixed_rates(report: &Report) -> Vec<Target> {
-    let (open, open_note) = at_rate(report, &target_key(), "p99");
-    let (mixture, mixture_note) = at_rate(report, "mixture", "p99.9");
+    let (open, open_note) = at_rate(report, "sidecar", &target_key(), "p99");
+    let (polling, polling_note) = at_rate(report, "sidecar-poll", &target_key(), "p99");
+    let (mixture, mixture_note) = at_rate(report, "sidecar", "mixture", "p99.9");
     vec![
         target(
             "open loop at 60 % of direct, dedicated core, 64 clients: p99 ÷ tokio baseline",
             Bound::AtMost(0.80),
             open,
             &open_note,
+        ),
+        target(
+            "the same with busy_poll = 50us",
+            Bound::AtMost(0.80),
+            polling,
+            &polling_note,
         ),
         target(
             "5 % results of 1 MB: p99.9 of the short queries ÷ tokio baseline",
@@ -121,19 +128,16 @@ fn fixed_rates(report: &Report) -> Vec<Target> {
     ]
 }
 
-/// The ratio to the tokio baseline over the rounds in which neither was saturated, unless these are
+/// The ratio of `arm` to the tokio baseline over the rounds in which neither was saturated, unless these are
 /// fewer than half: the others would have been the slow ones.
-fn at_rate(report: &Report, key: &str, column: &str) -> (Option<Spread>, String) {
+fn at_rate(report: &Report, arm: &str, key: &str, column: &str) -> (Option<Spread>, String) {
     const BASELINE: &str = "tokio-baseline";
     let Some(case) = report.case(key) else {
         return (None, String::new());
     };
-    let (ours, theirs) = (
-        case.figures("sidecar", column),
-        case.figures(BASELINE, column),
-    );
+    let (ours, theirs) = (case.figures(arm, column), case.figures(BASELINE, column));
     let ratios = ratios(&ours, &theirs);
-    let saturated = [("sidecar", &ours), (BASELINE, &theirs)].into_iter();
+    let saturated = [(arm, &ours), (BASELINE, &theirs)].into_iter();
     let saturated = saturated.filter(|(_, figures)| figures.iter().any(Option::is_none));
     let saturated: Vec<_> = saturated.map(|(arm, _)| arm).collect();
     let note = match saturated.is_empty() {
@@ -449,7 +453,7 @@ mod tests {
                 cases: vec![mixture],
                 ..Report::default()
             };
-            let (measured, note) = at_rate(&report, "mixture", "p99.9");
+            let (measured, note) = at_rate(&report, "sidecar", "mixture", "p99.9");
             (measured.map(|ratio| ratio.median), note)
         };
         let note = "saturated in some rounds: tokio-baseline".to_owned();

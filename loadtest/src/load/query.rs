@@ -53,6 +53,11 @@ pub struct QueryLoad {
     pub pid: Option<Pid>,
 }
 
+/// Transactions that each connection completes before the load starts. The first ones of a new Postgres process take it a
+/// multiple of the time of later ones: it reads the catalogs, and plans a prepared statement five times before it keeps
+/// a plan. An open loop near the limit would need longer than its window to make up for that.
+const WARM_UP: usize = 10;
+
 impl QueryLoad {
     /// Prepared SELECTs in a closed loop on `clients` connections.
     #[must_use]
@@ -234,10 +239,14 @@ impl Workload for QueryWorkload<'_> {
             idle.push(client);
         }
         let mut active = Vec::new();
-        for _ in 0..worker.share(load.clients) {
+        for index in 0..worker.share(load.clients) {
             let mut client = Client::log_in(&load.endpoint, &prepared).await?;
             if let Some(setup) = &script.setup {
                 client.request(&setup.bytes, setup.ready).await?;
+            }
+            let first = index * STRIDE;
+            for step in (first..first + WARM_UP).flat_map(|number| script.transaction(number)) {
+                client.request(&step.bytes, step.ready).await?;
             }
             active.push(client);
         }

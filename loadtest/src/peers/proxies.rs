@@ -91,6 +91,7 @@ pub(super) fn pgbouncer(workspace: &Workspace, upstream: &Upstream) -> Result<Pe
              [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
              auth_type = trust\nauth_file = {users}\npool_mode = session\n\
              default_pool_size = {max}\nmax_client_conn = {max}\n\
+             server_lifetime = 0\n\
              client_tls_sslmode = require\nclient_tls_protocols = tlsv1.3\n\
              client_tls_cert_file = {cert}\nclient_tls_key_file = {key}\n\
              log_connections = 0\nlog_disconnections = 0\n",

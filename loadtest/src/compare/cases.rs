@@ -68,21 +68,18 @@ const LOGIN: &[(&str, &str)] = &[
 struct QueryPart {
     /// The first word of its cases' keys.
     key: &'static str,
-    /// The end of their titles.
-    place: &'static str,
     /// The number of short measurements instead of a long one.
     split: u8,
-    /// Whether the load is on the proxies' half of the cores in every second round only.
-    alternates: bool,
+    /// Whether Postgres and the load keep off the proxies' core.
+    dedicated: bool,
 }
 
 impl Run<'_> {
     pub(super) fn queries(&mut self, peers: &[Peer]) -> Result<()> {
         let part = QueryPart {
             key: "select",
-            place: "",
             split: SHARED_SPLIT,
-            alternates: self.options.placement == Placement::Shared,
+            dedicated: false,
         };
         self.selects(peers, self.options.clients.clone(), &part)
     }
@@ -93,27 +90,28 @@ impl Run<'_> {
         let several = self.options.clients.iter().filter(|clients| **clients > 1);
         let part = QueryPart {
             key: "apart",
-            place: DEDICATED,
             split: DEDICATED_SPLIT,
-            alternates: false,
+            dedicated: true,
         };
         self.selects(peers, several.copied().collect(), &part)
     }
 
     fn selects(&mut self, peers: &[Peer], numbers: Vec<usize>, part: &QueryPart) -> Result<()> {
         let (progress, threads, cores) = (self.progress, self.threads, &self.workspace.cores);
+        let shared = !part.dedicated && self.options.placement == Placement::Shared;
+        let place = if part.dedicated { DEDICATED } else { "" };
         for clients in numbers {
             let (word, parts) = match clients {
                 1 => ("client", SINGLE_CLIENT_SPLIT),
                 _ => ("clients", part.split),
             };
             // With one client the cores are idle most of the time, and a load that may move does not wait for the proxy.
-            let alternates = part.alternates && clients > 1;
+            let alternates = shared && clients > 1;
             let rounds = self.options.rounds * usize::from(parts);
             let seconds = self.options.seconds / f64::from(parts);
-            let title = format!("SELECT, prepared, {clients} {word}{}", part.place);
+            let title = format!("SELECT, prepared, {clients} {word}{place}");
             let key = format!("{}-{clients}", part.key);
-            let arms = arms(peers, clients == 1, part.place == DEDICATED);
+            let arms = arms(peers, clients == 1, part.dedicated);
             let names = names(&arms);
             self.measure_rounds(rounds, &key, &title, QUERY, &names, |index, round| {
                 let peer = arms.get(index).ok_or(Error::Stopped)?;

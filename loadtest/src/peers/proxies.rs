@@ -79,6 +79,7 @@ pub(super) fn baseline(kind: PeerKind, workspace: &Workspace, upstream: &Upstrea
     start_proxy(kind, workspace, baseline, address, version.to_owned())
 }
 
+/// `server_lifetime = 0`: each client has a new Postgres process, as with the other arms.
 pub(super) fn pgbouncer(workspace: &Workspace, upstream: &Upstream) -> Result<Peer> {
     let (program, address) = (find("pgbouncer")?, free_address()?);
     let settings = workspace.path(&format!("pgbouncer-{}.ini", address.port()));
